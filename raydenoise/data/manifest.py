@@ -1,0 +1,93 @@
+"""OUT: where a run keeps its pictures, metrics and manifest."""
+
+import json
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raydenoise.data.schema import METRICS
+from raydenoise.data.storage import publish
+
+PART_ROWS = 10_000  # rows of a metrics file: about 1 MB
+PART_SECONDS = 30.0  # a killed driver loses at most this much of the metrics
+
+
+@dataclass(frozen=True)
+class Output:
+    """The folder of one run."""
+
+    root: Path
+
+    @property
+    def images(self) -> Path:
+        """The denoised pictures, by output key."""
+        return self.root / "images"
+
+    @property
+    def metrics(self) -> Path:
+        """Parquet files of metrics rows."""
+        return self.root / "metrics"
+
+    @property
+    def manifest(self) -> Path:
+        """What ran and how it ended."""
+        return self.root / "manifest.json"
+
+    def check_free(self) -> None:
+        """Raise ValueError where the folder already holds a run or cannot be one."""
+        if self.root.exists() and not self.root.is_dir():
+            raise ValueError(f"output {str(self.root)!r} is a file; allowed: a folder")
+        held = [path.name for path in (self.manifest, self.metrics, self.images) if path.exists()]
+        if held:
+            raise ValueError(
+                f"output {str(self.root)!r} already holds a run ({', '.join(held)}); allowed: another folder"
+            )
+
+    def write_manifest(self, content: dict[str, Any]) -> None:
+        """Replace the manifest."""
+        publish(self.manifest, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+class MetricsWriter:
+    """Collects rows and publishes them as parquet files, each whole or not there.
+
+    A file is due after `PART_ROWS` rows or `PART_SECONDS` seconds.
+    """
+
+    def __init__(self, output: Output, *, now: float) -> None:
+        self._output, self._since, self._parts = output, now, 0
+        self._pending: list[pa.Table] = []
+
+    def add(self, rows: pa.Table, *, now: float) -> None:
+        """Take rows; publish what is due."""
+        self._pending.append(rows)
+        if sum(len(table) for table in self._pending) >= PART_ROWS or now - self._since >= PART_SECONDS:
+            self.flush(now=now)
+
+    def flush(self, *, now: float) -> None:
+        """Publish the rows that wait."""
+        self._since = now
+        if not self._pending and self._parts:
+            return
+        table = pa.concat_tables(self._pending) if self._pending else METRICS.empty_table()
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.cast(METRICS), sink, compression="zstd")
+        publish(self._output.metrics / f"part-{self._parts:05d}.parquet", sink.getvalue().to_pybytes())
+        self._pending, self._parts = [], self._parts + 1
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the pixels."""
+    packages = ("raydenoise", "ray", "tensorflow", "keras", "numpy", "pillow", "imagecodecs", "scikit-image", "pyarrow")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def utc_now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)

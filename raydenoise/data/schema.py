@@ -1,0 +1,64 @@
+"""The contract between stages and with readers: column names, types and status values. See docs/metrics.md."""
+
+from typing import Any, Literal
+
+import pyarrow as pa
+
+Status = Literal["ok", "error"]
+
+SOURCES = pa.schema(
+    [
+        ("uri", pa.string()),  # where the picture is
+        ("key", pa.string()),  # POSIX path below INPUT, unique
+        ("output_key", pa.string()),  # POSIX path below OUT/images, unique
+        ("reference_uri", pa.string()),  # its clean picture, or null
+    ]
+)
+
+METRICS = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("key", pa.string()),
+        ("output_uri", pa.string()),
+        ("status", pa.string()),
+        ("error_type", pa.string()),
+        ("error_message", pa.string()),
+        ("format", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("channels", pa.int8()),
+        ("bit_depth", pa.int8()),
+        ("bytes_in", pa.int64()),
+        ("bytes_out", pa.int64()),
+        ("model", pa.string()),
+        ("model_sha256", pa.string()),
+        ("sigma", pa.float32()),
+        ("sigma_in_estimate", pa.float32()),
+        ("sigma_out_estimate", pa.float32()),
+        ("psnr_noisy", pa.float64()),
+        ("psnr_denoised", pa.float64()),
+        ("ssim_noisy", pa.float64()),
+        ("ssim_denoised", pa.float64()),
+        ("mse_noisy", pa.float64()),
+        ("mse_denoised", pa.float64()),
+        ("tiles", pa.int32()),
+        ("decode_s", pa.float32()),
+        ("infer_s", pa.float32()),
+        ("encode_s", pa.float32()),
+        ("worker", pa.string()),
+        ("finished_at", pa.timestamp("us", tz="UTC")),
+        ("note", pa.string()),
+    ]
+)
+
+
+def metrics_table(rows: list[dict[str, Any]]) -> pa.Table:
+    """Make a table of metrics rows; a column that a row lacks is null there.
+
+    Raises:
+        ValueError: a row has a column that the schema lacks.
+    """
+    foreign = {name for row in rows for name in row} - set(METRICS.names)
+    if foreign:
+        raise ValueError(f"metrics rows have the columns {sorted(foreign)}; allowed: {', '.join(METRICS.names)}")
+    return pa.Table.from_pylist(rows, schema=METRICS)

@@ -1,0 +1,162 @@
+"""The main job: list -> decode -> denoise -> publish -> metrics rows -> parquet, on Ray Data."""
+
+import logging
+import tempfile
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from raydenoise.config import DenoiseConfig
+from raydenoise.data import storage
+from raydenoise.data.manifest import MetricsWriter, Output, utc_now, versions
+from raydenoise.data.schema import SOURCES
+from raydenoise.model.card import Card, check_sigma, locate, read_checked
+from raydenoise.pipelines.progress import Display, Totals
+from raydenoise.pipelines.session import Plan, cluster_address, make_plan, session
+from raydenoise.pipelines.stages import DenoiseActor, FusedActor, ModelFiles, Stages, decode_batch, publish_batch
+
+GPU_BATCH = 4  # pictures handed to a GPU actor at a time; Ray wants a number with num_gpus
+
+
+def run(config: DenoiseConfig) -> dict[str, Any]:
+    """Denoise a collection and return the summary.
+
+    Raises:
+        ValueError: an argument is not allowed; nothing was written.
+        ConnectionError: there is no Ray at the address; nothing was written.
+    """
+    started = time.monotonic()
+    output = Output(Path(config.output).absolute())
+    output.check_free()
+    files, card = read_model(config)
+    sources = list_sources(config)
+    manifest: dict[str, Any] = {
+        "status": "running",
+        "started_at": utc_now().isoformat(),
+        "config": asdict(config),
+        "model": {"name": card.name, "sha256": card.sha256, "architecture": card.architecture},
+        "versions": versions(),
+    }
+    with session(config):
+        plan = make_plan(config, images=len(sources))
+        manifest["ray"] = {"address": cluster_address(config) or "local", "plan": asdict(plan)}
+        output.write_manifest(manifest)
+        totals = Totals()
+        try:
+            _execute(config, output=output, sources=sources, files=files, card=card, plan=plan, totals=totals)
+            manifest["status"] = "finished"
+        except BaseException as error:
+            manifest["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "broken"
+            raise
+        finally:
+            summary = totals.summary(seconds=time.monotonic() - started, output=str(output.root))
+            manifest.update(finished_at=utc_now().isoformat(), summary=summary)
+            output.write_manifest(manifest)
+    return summary
+
+
+def _execute(
+    config: DenoiseConfig,
+    *,
+    output: Output,
+    sources: pa.Table,
+    files: ModelFiles,
+    card: Card,
+    plan: Plan,
+    totals: Totals,
+) -> None:
+    """Run the pipeline and collect its rows."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.INFO if config.verbose else logging.ERROR)
+    stages = Stages(config, output.root, {"model": card.name, "model_sha256": card.sha256})
+    blocks = [sources.slice(first, plan.rows) for first in range(0, len(sources), plan.rows)]
+    results = denoise(ray.data.from_arrow(blocks), files=files, stages=stages, plan=plan)
+
+    writer = MetricsWriter(output, now=time.monotonic())
+    with Display(len(sources), quiet=config.quiet, waiting=partial(_waiting, plan)) as display:
+        try:
+            for rows in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                writer.add(rows, now=time.monotonic())
+                totals.add(rows, referenced=config.reference is not None)
+                display.update(done=totals.images, failed=totals.failed)
+        finally:
+            writer.flush(now=time.monotonic())
+
+
+def denoise(sources: ray.data.Dataset, *, files: ModelFiles, stages: Stages, plan: Plan) -> ray.data.Dataset:
+    """The pipeline: sources in, metrics rows out; pictures are written on the way.
+
+    On CPUs all stages share one process, so that no pixel is copied between processes. A GPU actor only denoises:
+    decoding and encoding run beside it on CPUs of their own.
+    """
+    pool = ray.data.ActorPoolStrategy(
+        min_size=1, max_size=plan.actors, initial_size=plan.initial, max_tasks_in_flight_per_actor=2
+    )
+    actor = {"compute": pool, "num_cpus": plan.cpus, "batch_format": "pyarrow"}
+    if plan.fused:
+        return sources.map_batches(
+            FusedActor, fn_constructor_args=[ray.put(files), stages, plan.cpus], batch_size=None, **actor
+        )
+    return (
+        sources.map_batches(decode_batch, fn_kwargs={"stages": stages}, batch_format="pyarrow", num_cpus=1)
+        .map_batches(
+            DenoiseActor,
+            fn_constructor_args=[ray.put(files), stages, None],
+            batch_size=GPU_BATCH,
+            num_gpus=plan.gpus,
+            **actor,
+        )
+        .map_batches(publish_batch, fn_kwargs={"stages": stages}, batch_format="pyarrow", num_cpus=0.5)
+    )
+
+
+def list_sources(config: DenoiseConfig) -> pa.Table:
+    """List INPUT, name the outputs, pair the references.
+
+    Raises:
+        ValueError: there is no input, or no reference fits.
+    """
+    listed = storage.list_sources(config.input)[: config.limit]
+    keys = [source.key for source in listed]
+    references = storage.pair_references(keys, config.reference) if config.reference else [None] * len(keys)
+    names = storage.output_keys(keys, config.written_format)
+    return pa.table([[source.uri for source in listed], keys, names, references], schema=SOURCES)
+
+
+def read_model(config: DenoiseConfig) -> tuple[ModelFiles, Card]:
+    """Read the model once, here; the actors get its bytes. A bare file is inspected and becomes a bundle.
+
+    Raises:
+        ValueError: there is no such model, or sigma or tile do not fit it.
+    """
+    path = locate(config.model)
+    if path.is_dir():
+        files, card = ModelFiles.read(path), read_checked(path)
+    else:
+        from raydenoise.model import bundle  # imports keras: only a bare file needs it here
+
+        with tempfile.TemporaryDirectory() as folder:
+            loaded = bundle.load(path)
+            bundle.write(loaded, Path(folder))
+            files, card = ModelFiles.read(Path(folder)), loaded.card
+    card.grid(config.tile)
+    if config.sigma != "auto":
+        check_sigma(config.sigma, card=card)
+    return files, card
+
+
+def _waiting(plan: Plan) -> str | None:
+    """Why nothing has come yet, where the reason is a node that is not there."""
+    now = ray.cluster_resources()
+    for name, asked in (("GPU", plan.gpus), ("CPU", plan.cpus)):
+        if asked > now.get(name, 0):
+            return f"waiting for nodes: an actor asks for {asked:g} {name}, the cluster has {now.get(name, 0):g} now"
+    return None

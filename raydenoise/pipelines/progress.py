@@ -1,0 +1,166 @@
+"""What a person sees while a job runs and when it ends."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+LINE_SECONDS = 10.0  # between two lines where the output is no terminal
+SHOWN_FAILURES = 5
+
+
+@dataclass
+class Totals:
+    """Sums over the metrics rows seen so far; rows themselves are not kept."""
+
+    images: int = 0
+    failed: int = 0
+    megapixels: float = 0.0
+    measured: int = 0
+    unpaired: int = 0
+    psnr_noisy: float = 0.0
+    psnr_denoised: float = 0.0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, rows: pa.Table, *, referenced: bool) -> None:
+        """Count a table of metrics rows."""
+        ok = rows.filter(pc.equal(rows["status"], "ok"))
+        self.images += len(rows)
+        self.failed += len(rows) - len(ok)
+        pixels = pc.multiply(ok["height"].cast(pa.int64()), ok["width"].cast(pa.int64()))
+        self.megapixels += (pc.sum(pixels).as_py() or 0) / 1e6
+        both = ok.filter(pc.and_(pc.is_valid(ok["psnr_noisy"]), pc.is_valid(ok["psnr_denoised"])))
+        self.measured += len(both)
+        self.psnr_noisy += pc.sum(both["psnr_noisy"]).as_py() or 0.0
+        self.psnr_denoised += pc.sum(both["psnr_denoised"]).as_py() or 0.0
+        self.unpaired += ok["mse_noisy"].null_count if referenced else 0
+        if len(self.failures) < SHOWN_FAILURES:
+            bad = rows.filter(pc.equal(rows["status"], "error")).select(["key", "error_message"]).to_pylist()
+            self.failures += [(row["key"], row["error_message"]) for row in bad][: SHOWN_FAILURES - len(self.failures)]
+
+    def summary(self, *, seconds: float, output: str) -> dict[str, Any]:
+        """The figures of the whole job."""
+        return {
+            "output": output,
+            "images": self.images,
+            "ok": self.images - self.failed,
+            "failed": self.failed,
+            "megapixels": round(self.megapixels, 3),
+            "seconds": round(seconds, 1),
+            "images_per_s": round(self.images / seconds, 2) if seconds else None,
+            "psnr_noisy": round(self.psnr_noisy / self.measured, 2) if self.measured else None,
+            "psnr_denoised": round(self.psnr_denoised / self.measured, 2) if self.measured else None,
+            "without_reference": self.unpaired,
+            "first_failures": [{"key": key, "error": error} for key, error in self.failures],
+        }
+
+
+class Display:
+    """A progress bar on a terminal, a line every ten seconds elsewhere, nothing when quiet. Writes to stderr."""
+
+    def __init__(self, total: int, *, quiet: bool, waiting: Callable[[], str | None]) -> None:
+        self._total, self._waiting = total, waiting
+        self._done = self._failed = 0
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._stop = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> "Display":
+        self._started = time.monotonic()
+        if self._console.is_terminal and not self._console.quiet:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+            )
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console)
+            self._task = self._bar.add_task("starting", total=self._total, rate="")
+            self._bar.start()
+        else:
+            self._console.print(f"denoising {self._total} pictures: starting Ray and the model")
+        self._ticker.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._ticker.join()
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, *, done: int, failed: int) -> None:
+        """Show how far the job is."""
+        if not self._done:
+            self._started_work = time.monotonic()
+            self._before = done
+        self._done, self._failed = done, failed
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, description="denoising", rate=self._rate_text())
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self._console.print(text, markup=False)
+
+    def _rate(self) -> float:
+        elapsed = time.monotonic() - self._started_work
+        return (self._done - self._before) / elapsed if elapsed > 1 else 0.0
+
+    def _rate_text(self) -> str:
+        return f"{self._rate():.1f} images/s, {self._failed} failed" if self._done else ""
+
+    def _tick(self) -> None:
+        said = None
+        last = time.monotonic()
+        while not self._stop.wait(1.0):
+            if time.monotonic() - last < LINE_SECONDS:
+                continue
+            last = time.monotonic()
+            reason = None if self._done else self._waiting()
+            if reason is not None and reason != said:
+                self.say(reason)
+                said = reason
+            if self._bar is None and self._done < self._total:
+                self._line()
+
+    def _line(self) -> None:
+        if not self._done:
+            return
+        rate = self._rate()
+        left = f", about {(self._total - self._done) / rate:.0f} s left" if rate else ""
+        self.say(f"{self._done} of {self._total} pictures, {self._rate_text()}{left}")
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """Print the table at the end of a job to stdout."""
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("pictures", f"{summary['images']}: {summary['ok']} denoised, {summary['failed']} failed")
+    table.add_row("size", f"{summary['megapixels']:.1f} megapixels")
+    table.add_row("time", f"{summary['seconds']} s, {summary['images_per_s']} images/s start-up included")
+    if summary["psnr_noisy"] is not None:
+        gain = summary["psnr_denoised"] - summary["psnr_noisy"]
+        table.add_row("PSNR", f"{summary['psnr_noisy']:.2f} dB -> {summary['psnr_denoised']:.2f} dB ({gain:+.2f} dB)")
+    if summary["without_reference"]:
+        table.add_row(
+            "unmeasured", f"{summary['without_reference']} pictures have no usable reference (see column note)"
+        )
+    table.add_row("output", summary["output"])
+    console.print(table)
+    for failure in summary["first_failures"]:
+        console.print(f"  failed: {failure['key']}: {failure['error']}", markup=False)
+    if summary["failed"] > len(summary["first_failures"]):
+        console.print(
+            f"  ... and {summary['failed'] - len(summary['first_failures'])} more: rows with status = 'error'"
+        )

@@ -1,0 +1,123 @@
+"""The Ray that a job runs on: a private local one, or a cluster; and what of it the job takes."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from raydenoise.config import DenoiseConfig
+
+SMALL_TASK = 8  # pictures per task of a small job: seconds of work, so that the progress display moves
+LARGE_TASK = 64  # of a large one: two million pictures are 31,000 tasks
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job takes of its Ray.
+
+    Attributes:
+        actors: denoising processes, at most.
+        initial: how many of them the cluster has room for now.
+        gpus: of each.
+        cpus: of each; on a CPU also its threads.
+        rows: pictures per task.
+    """
+
+    actors: int
+    initial: int
+    gpus: float
+    cpus: int
+    rows: int
+
+    @property
+    def fused(self) -> bool:
+        """Decode, denoise and encode in one process: fastest on CPUs; a GPU wants other CPUs to feed it."""
+        return self.gpus == 0
+
+
+def cluster_address(config: DenoiseConfig) -> str | None:
+    """Where Ray is: --address, else RAY_ADDRESS (a submitted job has it), else None for a private local one."""
+    return config.address or os.environ.get("RAY_ADDRESS") or None
+
+
+@contextmanager
+def session(config: DenoiseConfig) -> Iterator[None]:
+    """Connect to the cluster or start a private local Ray, quiet unless asked, and leave it at the end.
+
+    Raises:
+        ConnectionError: there is no Ray at the address.
+    """
+    address = cluster_address(config)
+    level = logging.INFO if config.verbose else logging.ERROR
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    common = {"log_to_driver": config.verbose, "logging_level": level, "configure_logging": True}
+    if address is None:
+        ray.init(address="local", num_cpus=_local_cpus(config), include_dashboard=False, **common)
+    else:
+        ray.init(address=address, **common)
+    try:
+        logging.getLogger("ray.data").setLevel(level)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _local_cpus(config: DenoiseConfig) -> int:
+    """Declare the machine's cores and one more: the driver's own small tasks cost little but need a slot."""
+    cores = len(os.sched_getaffinity(0))
+    asked = 0 if config.actors == "auto" else config.actors * (config.cpus_per_actor or 1)
+    return max(cores, asked, config.cpus_per_actor or 1) + 1
+
+
+def make_plan(config: DenoiseConfig, *, images: int) -> Plan:
+    """Choose actors and their resources from what the cluster has or its autoscaler can bring.
+
+    Raises:
+        ValueError: an actor asks for more GPUs or CPUs than any cluster node will have.
+    """
+    now, possible = ray.cluster_resources(), possible_resources()
+    gpus = config.gpus_per_actor
+    if gpus is None:
+        gpus = 1.0 if possible.get("GPU", 0) >= 1 else 0.0
+    if gpus > possible.get("GPU", 0):
+        raise ValueError(f"gpus_per_actor is {gpus:g}; allowed: at most the cluster's {possible.get('GPU', 0):g} GPUs")
+    node_cpus = _smallest_node_cpus()
+    # Up to 8 actors a node: each holds TensorFlow (about 0.7 GB), and a few threads each lose little.
+    cpus = config.cpus_per_actor or (1 if gpus else max(1, node_cpus // 8))
+    if cpus > possible.get("CPU", 0):
+        raise ValueError(f"cpus_per_actor is {cpus}; allowed: at most the cluster's {possible.get('CPU', 0):g} CPUs")
+
+    def room(resources: dict[str, float]) -> int:
+        # One CPU stays free: decoding and encoding beside a GPU, Ray's own tasks beside CPU actors.
+        by_cpu = (resources.get("CPU", 0) - 1) // cpus
+        return max(1, int(min(by_cpu, resources.get("GPU", 0) // gpus) if gpus else by_cpu))
+
+    actors = room(possible) if config.actors == "auto" else config.actors
+    actors = min(actors, images)
+    small = min(SMALL_TASK, -(-images // (4 * actors)))  # four tasks an actor, so that all end together
+    return Plan(
+        actors=actors,
+        initial=min(actors, room(now)),
+        gpus=gpus,
+        cpus=cpus,
+        rows=min(LARGE_TASK, max(small, images // 4_000)),
+    )
+
+
+def possible_resources() -> dict[str, float]:
+    """What the cluster has, or can scale to by its autoscaler's configuration."""
+    possible = dict(ray.cluster_resources())
+    # Ray Train asks the same question the same way (worker_group.py); there is no public call for it.
+    from ray._private import state
+
+    for name, amount in (state.state.get_max_resources_from_cluster_config() or {}).items():
+        possible[name] = max(possible.get(name, 0), amount)
+    return possible
+
+
+def _smallest_node_cpus() -> int:
+    cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return min((count for count in cpus if count), default=1)

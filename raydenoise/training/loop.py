@@ -1,0 +1,77 @@
+"""The fit loop of one process, on any Keras backend: knows neither ray nor storage."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+
+from raydenoise.model.networks import Network, build
+from raydenoise.training.batches import Picture, TrainingBatches, mean_psnr, validation_set
+from raydenoise.training.recipe import Recipe, loss, optimizer
+
+STATE = "state.weights.h5"  # raw weights and optimizer state (moments, moving average, step)
+LOG = "epochs.csv"
+
+
+def fit(recipe: Recipe, train: Sequence[Picture], validation: Sequence[Picture], *, folder: Path) -> Network:
+    """Train a network and return it with the moving average of its weights.
+
+    After every epoch `folder` holds the state to resume from and one more line of `epochs.csv` (loss, validation PSNR
+    of the moving average in dB). Called again on the same folder, the run goes on after its last full epoch.
+
+    Args:
+        recipe: what to do.
+        train: (H, W, 3) uint8 pictures, at least `recipe.patch` pixels high and wide.
+        validation: pictures to measure on, never trained on.
+        folder: local, made where it is missing.
+
+    Raises:
+        ValueError: a training picture is smaller than the patch, or no validation picture is large enough.
+        RuntimeError: the loss became NaN or infinite; the last good state is kept.
+    """
+    small = sum(min(picture.shape[:2]) < recipe.patch for picture in train)
+    if small or not train:
+        raise ValueError(
+            f"{small} of {len(train)} training pictures are smaller than the patch of {recipe.patch} pixels"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    keras.utils.set_random_seed(recipe.seed)
+    network = build(recipe.architecture, **recipe.arguments)
+    model = network.model
+    model.compile(
+        optimizer=optimizer(recipe),
+        loss=loss(recipe),
+        metrics=[keras.metrics.MeanMetricWrapper(mean_psnr, name="psnr")],
+        jit_compile=False,  # XLA on CPU: 0.7 of the plain graph's speed
+    )
+    model.optimizer.build(model.trainable_variables)
+    done = _restore(model, folder, recipe)
+    model.fit(
+        TrainingBatches(train, recipe=recipe, noise_map=network.noise_map, epoch=done),
+        initial_epoch=done,
+        epochs=recipe.epochs,
+        validation_data=validation_set(validation, noise_map=network.noise_map),
+        validation_batch_size=4,
+        callbacks=[
+            keras.callbacks.SwapEMAWeights(),  # validate the moving average
+            keras.callbacks.TerminateOnNaN(raise_error=True),
+            keras.callbacks.CSVLogger(str(folder / LOG), append=True),
+            keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: _save(model, folder)),
+        ],
+        verbose=2,
+    )
+    return network  # `fit` has just written the moving average over the raw weights
+
+
+def _save(model: keras.Model, folder: Path) -> None:
+    partial = folder / f"partial-{STATE}"
+    model.save_weights(partial)
+    partial.replace(folder / STATE)
+
+
+def _restore(model: keras.Model, folder: Path, recipe: Recipe) -> int:
+    state = folder / STATE
+    if not state.exists():
+        return 0
+    model.load_weights(state)
+    return int(model.optimizer.iterations) // recipe.steps_per_epoch
