@@ -4,6 +4,7 @@ import argparse
 import difflib
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -66,7 +67,7 @@ class DenoiseConfig:
             raise ValueError(f"strength is {self.strength}; allowed: 0 to 1")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality is {self.quality}; allowed: 1 to 100")
-        if self.sigma != "auto" and not self.sigma >= 0:
+        if self.sigma != "auto" and not 0 <= self.sigma < inf:
             raise ValueError(f"sigma is {self.sigma}; allowed: auto, or 0 and more 8-bit grey levels")
         if self.format not in FORMATS:
             raise ValueError(f"format is {self.format!r}; allowed: {', '.join(FORMATS)}")
@@ -86,7 +87,7 @@ class DenoiseConfig:
 
 
 def _allocatable(gpus: float) -> bool:
-    return 0 <= gpus <= 1 or (gpus > 1 and gpus == int(gpus))
+    return 0 <= gpus <= 1 or (1 < gpus < inf and gpus == int(gpus))
 
 
 Config = TypeVar("Config")
@@ -147,15 +148,28 @@ def _from_yaml(kind: type[Any], path: Path) -> dict[str, Any]:
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else f"; allowed: {', '.join(known)}"
             raise ValueError(f"--config {path}: {key} is unknown{hint}")
-        values[name] = value if value is None else _typed(known[name], value, path)
+        values[name] = _typed(known[name], value, path)
     return values
 
 
+_YAML_TYPES: dict[Any, tuple[type, ...]] = {
+    bool: (bool,),
+    int: (int,),
+    float: (int, float),
+    str: (str,),
+    sigma: (int, float, str),
+    actors: (int, str),
+}
+
+
 def _typed(entry: Any, value: object, path: Path) -> Any:
+    """Check a YAML value's type; null stands for the default where the default is nothing."""
+    if value is None and entry.default is None:
+        return None
     read = entry.metadata["read"]
-    if (read is bool) != isinstance(value, bool):
-        raise ValueError(f"--config {path}: {entry.name} is {value!r}; allowed: {entry.metadata['help']}")
     try:
+        if not isinstance(value, _YAML_TYPES[read]) or (isinstance(value, bool) and read is not bool):
+            raise TypeError(type(value).__name__)
         return read(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"--config {path}: {entry.name} is {value!r}; allowed: {entry.metadata['help']}") from error

@@ -1,15 +1,16 @@
-"""Image files: bytes <-> arrays. JPEG, PNG, TIFF, WebP, BMP, and nothing else; the bytes tell which, not the name.
+"""Image files: bytes <-> arrays. JPEG, PNG, TIFF, WebP and BMP only; the bytes tell which, not the name.
 
 Read: 8- and 16-bit grey or RGB with or without alpha, exactly as stored; 1-, 2- and 4-bit grey (scaled to 8),
-palettes, transparent colours, CMYK (turned into RGB, with a note). Refused with a reason: more than one full page or
-frame (split the file first), floating-point, signed, 32-bit and LAB samples, camera raw. A phone's MPO file (a JPEG
-with previews, depth or gain maps behind it) gives its primary picture, a TIFF file its full page without previews; a
-note counts the rest.
+palettes, transparent colours, CMYK (turned into RGB, with a note). Refused with a reason: more than one full
+page or frame (split the file first), floating-point, signed, 32-bit and LAB samples, camera raw. A phone's
+MPO file (a JPEG with previews, depth or gain maps behind it) gives its primary picture, a TIFF file its full
+page without previews; a note counts the rest.
 
-Kept: the ICC profile and EXIF by every format but BMP, the resolution by every format but WebP. In TIFF, EXIF is its
-Exif, GPS and interoperability directories and the tags that describe the picture (make, model, date, artist,
-copyright, ...). Pixels come out upright, so the orientation becomes 1; the thumbnail is dropped, since it shows the
-noisy picture. Not kept: XMP, IPTC, comments and text, layers, and in JPEG an EXIF block of more than 64 KiB.
+Kept: the ICC profile and EXIF by every format but BMP, the resolution by every format but WebP. In TIFF,
+EXIF is its Exif, GPS and interoperability directories and the tags that describe the picture (make, model,
+date, artist, copyright, ...). Pixels come out upright, so the orientation becomes 1; the thumbnail goes,
+since it shows the noisy picture. Not kept: XMP, IPTC, comments and text, layers, and in JPEG an EXIF block of
+more than 64 KiB.
 """
 
 import io
@@ -23,8 +24,13 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from raydenoise.core import codecs
-from raydenoise.core.codecs import ErrorKind, ImageError
+from raydenoise.core.codecs import MAX_ICC, Decoded, ErrorKind, ImageError
+from raydenoise.core.codecs.bmp import read_bmp
+from raydenoise.core.codecs.exif import BROKEN, EXIF_IFD, GPS_IFD, Fields, exif_fields, upright_exif, write_ifd
+from raydenoise.core.codecs.jpeg import read_jpeg
+from raydenoise.core.codecs.png import png_chunk, read_png
+from raydenoise.core.codecs.tiff import EXIF_TAGS, read_tiff
+from raydenoise.core.codecs.webp import read_webp
 
 __all__ = [
     "DEFAULT_EXTENSION",
@@ -58,12 +64,12 @@ DEFAULT_EXTENSION: dict[Format, str] = {
 }
 DEFAULT_MAX_PIXELS = 200_000_000  # 600 MB as 8-bit RGB; the largest camera sensors stay below it
 
-_READERS: Mapping[Format, Callable[..., codecs.Decoded]] = {
-    "jpeg": codecs.read_jpeg,
-    "png": codecs.read_png,
-    "tiff": codecs.read_tiff,
-    "webp": codecs.read_webp,
-    "bmp": codecs.read_bmp,
+_READERS: Mapping[Format, Callable[..., Decoded]] = {
+    "jpeg": read_jpeg,
+    "png": read_png,
+    "tiff": read_tiff,
+    "webp": read_webp,
+    "bmp": read_bmp,
 }
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # First bytes, or the bytes after a 4-byte length, of what people keep among their pictures.
@@ -91,17 +97,18 @@ _MARKUP = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<svg")
 _LONGEST_SIDE: Mapping[Format, int] = {"jpeg": 65500, "webp": 16383}  # libjpeg's JPEG_MAX_DIMENSION; 14 bits
 _JPEG_EXIF = 65527  # bytes: a 65,533-byte segment less its prefix
 
-# Run lengths (3) of Paeth differences (128). 481 x 321 RGB, ms / kB of a clean photo, one with noise of sigma 25, a
-# clean one in 16 bits: this 7.6 / 243, 8.1 / 418, 11 / 759; libpng's own choices at level 1: 16 / 264, 22 / 410,
-# 37 / 782; level 4: 22 / 256, 24 / 407, 55 / 778; level 6: 49 / 252, 25 / 407, 64 / 777. Only drawings lose: 26 kB
-# where level 4 gives 21.
+# Run lengths (3) of Paeth differences (128). ms / kB of a clean photo (481 x 321 RGB), the same with noise of
+# sigma 25, and in 16 bits: this 7.6 / 243, 8.1 / 418, 11 / 759; libpng's own choices at level 1: 16 / 264,
+# 22 / 410, 37 / 782; level 4: 22 / 256, 24 / 407, 55 / 778; level 6: 49 / 252, 25 / 407, 64 / 777. Drawings
+# alone lose: 26 kB where level 4 gives 21.
 _PNG = {"level": 1, "strategy": 3, "filter": 128}
-# libdeflate after horizontal differences, the clean photo: level 1 takes 5.6 ms for 267 kB, level 4 8.5 ms for 268.
+# libdeflate after horizontal differences, the clean photo: level 1 5.6 ms for 267 kB, level 4 8.5 ms for 268.
 _TIFF_LEVEL = 1
 _STRIP_BYTES = 1 << 18  # a reader of a small part decodes little; 64 KiB strips came out 0.5% larger
-# The clean photo, lossy: method 2 takes 14 ms for 47.1 kB, Pillow's 4 takes 26 ms for 46.8. Lossless: method 0 takes
-# 7 ms for 211 kB, 1 takes 38 ms for 202, Pillow's default 280 ms for 185.
-_WEBP_LOSSY, _WEBP_LOSSLESS = {"method": 2}, {"method": 0, "quality": 0}
+# The clean photo, lossy: method 2 14 ms for 47.1 kB, Pillow's 4 26 ms for 46.8. Lossless: method 0 7 ms for
+# 211 kB, 1 38 ms for 202, Pillow's default 280 ms for 185.
+_WEBP_LOSSY = {"method": 2}
+_WEBP_LOSSLESS = {"lossless": True, "method": 0, "quality": 0}  # the quality is an effort here
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,14 +139,9 @@ class Image:
     def __post_init__(self) -> None:
         shape, dtype = self.pixels.shape, self.pixels.dtype
         if len(shape) != 3 or shape[2] not in (1, 3) or 0 in shape or dtype not in (np.uint8, np.uint16):
-            raise ValueError(
-                f"pixels are {dtype} of shape {shape}; allowed: uint8 or uint16 of shape (H, W, 1 or 3)"
-            )
+            raise ValueError(f"pixels are {dtype} {shape}; allowed: uint8 or uint16 of shape (H, W, 1 or 3)")
         if self.alpha is not None and (self.alpha.shape != shape[:2] or self.alpha.dtype != dtype):
-            raise ValueError(
-                f"alpha is {self.alpha.dtype} of shape {self.alpha.shape}; allowed beside these pixels: {dtype} of "
-                f"shape {shape[:2]}"
-            )
+            raise ValueError(f"alpha is {self.alpha.dtype} {self.alpha.shape}; allowed: {dtype} {shape[:2]}")
 
     @property
     def bit_depth(self) -> Literal[8, 16]:
@@ -170,7 +172,7 @@ def decode(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image:
         max_pixels: refuse files that declare more than this, before decoding any.
 
     Raises:
-        ImageError: the file is no usable image; `kind` says in which way. Nothing else but MemoryError is raised.
+        ImageError: the file is no usable image; `kind` says in which way. Else only MemoryError is raised.
     """
     if not data:
         raise ImageError("empty", "the file is empty: 0 bytes")
@@ -181,12 +183,11 @@ def decode(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image:
         raise
     except Exception as error:  # damaged data make the decoders raise anything
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if isinstance(error, (struct.error, EOFError)):
+        if isinstance(error, (struct.error, EOFError, OverflowError)):
             text = "it is truncated where a header or directory should be"
         kind: ErrorKind = "truncated" if "truncated" in text.lower() else "corrupt"
-        raise ImageError(
-            kind, f"the {format} file of {len(data):,} bytes cannot be decoded: {text}"
-        ) from error
+        message = f"the {format} file of {len(data):,} bytes cannot be decoded: {text}"
+        raise ImageError(kind, message) from error
     return _image(decoded, format)
 
 
@@ -209,19 +210,18 @@ def _sniff(data: bytes) -> Format:
     if data[:200].lstrip().lower().startswith(_MARKUP):
         seen = "it looks like an HTML or XML document"
     formats = ", ".join(get_args(Format))
-    raise ImageError(
-        "not_an_image", f"not an image file: {seen}; allowed are {formats}; convert or remove it"
-    )
+    raise ImageError("not_an_image", f"no image file: {seen}; allowed: {formats}; convert or remove it")
 
 
-def _image(decoded: codecs.Decoded, format: Format) -> Image:
+def _image(decoded: Decoded, format: Format) -> Image:
     notes = list(decoded.notes)
-    exif, orientation = None, 1
-    if decoded.exif:
-        try:
-            exif, orientation = codecs.upright_exif(decoded.exif)
-        except codecs.BROKEN:
-            notes.append("a broken EXIF block not kept")
+    exif, orientation = upright_exif(decoded.exif) if decoded.exif else (None, 1)
+    if decoded.exif and not exif:
+        notes.append("a broken EXIF block not kept")
+    icc = decoded.icc
+    if icc and len(icc) > MAX_ICC:
+        icc = None
+        notes.append("an ICC profile of more than 16 MB not kept")
     dpi = decoded.dpi
     if dpi and not all(1 <= value <= 65535 for value in dpi):  # beyond what JFIF can say: a slip
         dpi = None
@@ -231,7 +231,7 @@ def _image(decoded: codecs.Decoded, format: Format) -> Image:
     colours = 3 if samples.shape[2] >= 3 else 1
     alpha = np.ascontiguousarray(samples[..., colours]) if samples.shape[2] > colours else None
     pixels = np.ascontiguousarray(samples[..., :colours])
-    return Image(pixels, alpha, format, decoded.icc, exif, "; ".join(notes) or None, dpi)
+    return Image(pixels, alpha, format, icc or None, exif, "; ".join(notes) or None, dpi)
 
 
 def _upright(samples: NDArray[Any], orientation: int) -> NDArray[Any]:
@@ -247,8 +247,8 @@ def _upright(samples: NDArray[Any], orientation: int) -> NDArray[Any]:
 def encode(image: Image, *, format: Format, quality: int = 95) -> bytes:
     """Write an image file.
 
-    PNG, TIFF and BMP are lossless, and so is WebP at quality 100. JPEG, WebP and BMP hold 8 bits: 16 are rounded.
-    JPEG keeps full colour resolution (4:4:4). WebP has no grey: it is written as RGB.
+    PNG, TIFF and BMP are lossless, and so is WebP at quality 100. JPEG, WebP and BMP hold 8 bits: 16 are
+    rounded. JPEG keeps full colour resolution (4:4:4). WebP has no grey: it is written as RGB.
 
     Args:
         image: its `format` does not matter here.
@@ -262,9 +262,7 @@ def encode(image: Image, *, format: Format, quality: int = 95) -> bytes:
     if not 1 <= quality <= 100:
         raise ValueError(f"quality is {quality}; allowed: 1 to 100")
     if image.alpha is not None and format in ("jpeg", "bmp"):
-        raise ImageError(
-            "unsupported", f"{format} cannot hold the alpha channel; --format png, tiff or webp keeps it"
-        )
+        raise ImageError("unsupported", f"{format} cannot hold alpha; --format png, tiff or webp keeps it")
     longest, allowed = max(image.height, image.width), _LONGEST_SIDE.get(format)
     if allowed and longest > allowed:
         raise ImageError(
@@ -280,11 +278,7 @@ def encode(image: Image, *, format: Format, quality: int = 95) -> bytes:
             exif = b"Exif\0\0" + image.exif if image.exif and len(image.exif) <= _JPEG_EXIF else b""
             return _pillow(image, "JPEG", quality=quality, subsampling=0, exif=exif)
         case "webp":
-            how = (
-                {"lossless": True, **_WEBP_LOSSLESS}
-                if quality == 100
-                else {"quality": quality, **_WEBP_LOSSY}
-            )
+            how = _WEBP_LOSSLESS if quality == 100 else {"quality": quality, **_WEBP_LOSSY}
             if image.pixels.shape[2] == 1:
                 grey_profile = image.icc is not None and image.icc[16:20] == b"GRAY"  # does not fit RGB
                 icc = None if grey_profile else image.icc
@@ -307,9 +301,8 @@ def _samples(image: Image) -> NDArray[Any]:
 def _pillow(image: Image, name: str, **options: Any) -> bytes:
     samples = _samples(image)
     if image.bit_depth == 16:
-        samples = ((samples.astype(np.uint32) + 128) // 257).astype(
-            np.uint8
-        )  # x / 257, rounded; no ties: 257 is odd
+        # x / 257, rounded: 65535 becomes 255. There are no ties, since 257 is odd.
+        samples = ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if image.icc:
         options["icc_profile"] = image.icc
     if image.dpi:
@@ -325,12 +318,12 @@ def _png(image: Image) -> bytes:
     chunks = b""
     if image.icc:
         # Compressed like the picture: profiles are small beside it.
-        chunks += codecs.png_chunk(b"iCCP", b"ICC profile\0\0" + imagecodecs.zlib_encode(image.icc))
+        chunks += png_chunk(b"iCCP", b"ICC profile\0\0" + imagecodecs.zlib_encode(image.icc))
     if image.dpi:
         across, down = (round(value / 0.0254) for value in image.dpi)  # per metre
-        chunks += codecs.png_chunk(b"pHYs", struct.pack(">IIB", across, down, 1))
+        chunks += png_chunk(b"pHYs", struct.pack(">IIB", across, down, 1))
     if image.exif:
-        chunks += codecs.png_chunk(b"eXIf", image.exif)
+        chunks += png_chunk(b"eXIf", image.exif)
     return data[:header] + chunks + data[header:]
 
 
@@ -349,9 +342,7 @@ def _tiff(image: Image) -> bytes:
         body += strip
     body += bytes(len(body) % 2)
     if len(body) > 0xFFFF0000:
-        raise ImageError(
-            "unsupported", f"the TIFF file would have {len(body):,} bytes; 4 GiB are allowed; --format png"
-        )
+        raise ImageError("unsupported", "the TIFF file would have over 4 GiB; --format png has no such limit")
     fields = _tiff_metadata(image) | {
         256: _longs(width),
         257: _longs(height),
@@ -368,19 +359,17 @@ def _tiff(image: Image) -> bytes:
     if image.alpha is not None:
         fields[338] = _shorts(2)  # alpha, not premultiplied
     struct.pack_into("<I", body, 4, len(body))
-    return bytes(body) + codecs.write_ifd(fields, len(body))
+    return bytes(body) + write_ifd(fields, len(body))
 
 
-def _tiff_metadata(image: Image) -> codecs.Fields:
-    fields: codecs.Fields = {}
+def _tiff_metadata(image: Image) -> Fields:
+    fields: Fields = {}
     if image.exif:
         try:
-            kept = codecs.EXIF_TAGS | {282, 283, 296, codecs.EXIF_IFD, codecs.GPS_IFD}
-            fields = {tag: field for tag, field in codecs.exif_fields(image.exif).items() if tag in kept}
-        except codecs.BROKEN as error:
-            raise ValueError(
-                "exif is no TIFF-structured block; allowed: what decode returns, or None"
-            ) from error
+            kept = EXIF_TAGS | {282, 283, 296, EXIF_IFD, GPS_IFD}
+            fields = {tag: field for tag, field in exif_fields(image.exif).items() if tag in kept}
+        except BROKEN as error:
+            raise ValueError("exif is no TIFF-structured block; allowed: what decode gives") from error
     if image.dpi:
         across, down = (struct.pack("<II", round(value * 1000), 1000) for value in image.dpi)
         fields |= {282: (5, across), 283: (5, down), 296: _shorts(2)}  # rational, per inch

@@ -37,7 +37,7 @@ def quality(reference: NDArray[np.generic], image: NDArray[np.generic]) -> Quali
     """
     if reference.shape != image.shape:
         raise ValueError(
-            f"the reference is {_size(reference)} and the picture is {_size(image)}; allowed: the same size and channels"
+            f"the reference is {_size(reference)}, the picture is {_size(image)}; allowed: the same size and channels"
         )
     first, second = as_float(reference), as_float(image)
     mse = float(metrics.mean_squared_error(first, second))

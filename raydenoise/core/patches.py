@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
 # ITU-R BT.601 luma, what Pillow's "L" conversion uses.
@@ -46,3 +47,19 @@ def to_grey(patch: NDArray[np.floating]) -> NDArray[np.float32]:
     """Turn (H, W, 3) into its luma repeated on three planes (ITU-R BT.601)."""
     luma = np.asarray(patch, np.float32) @ LUMA
     return np.repeat(luma[..., None], 3, axis=-1)
+
+
+def shrink(picture: NDArray[np.uint8], *, factor: float) -> NDArray[np.uint8]:
+    """Shrink a picture by Lanczos resampling: removes most of the blocks and noise of a compressed one.
+
+    Args:
+        picture: (H, W, 3).
+        factor: of both sides, above 0, at most 1.
+
+    Raises:
+        ValueError: the factor is not allowed.
+    """
+    if not 0 < factor <= 1:
+        raise ValueError(f"factor is {factor}; allowed: above 0, at most 1")
+    height, width = (max(1, round(extent * factor)) for extent in picture.shape[:2])
+    return np.asarray(PIL.Image.fromarray(picture).resize((width, height), PIL.Image.Resampling.LANCZOS))

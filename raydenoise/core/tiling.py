@@ -75,7 +75,7 @@ def spans(extent: int, *, grid: Grid) -> list[Span]:
         padded = max(padded, grid.tile)
     side = min(grid.tile, padded)
     last = padded - side
-    reads = [*range(0, last, side - 2 * grid.halo), last]
+    reads = [*range(0, last, side - 2 * grid.halo), last] if last else [0]
     edges = [0, *(read + side - grid.halo for read in reads[:-1]), extent]
     return [Span(read, side, start, stop) for read, start, stop in zip(reads, edges, edges[1:], strict=False)]
 

@@ -1,6 +1,7 @@
 """OUT: where a run keeps its pictures, metrics and manifest."""
 
 import json
+import os
 import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -41,8 +42,11 @@ class Output:
 
     def check_free(self) -> None:
         """Raise ValueError where the folder already holds a run or cannot be one."""
-        if self.root.exists() and not self.root.is_dir():
-            raise ValueError(f"output {str(self.root)!r} is a file; allowed: a folder")
+        nearest = next(path for path in (self.root, *self.root.parents) if path.exists())
+        if not nearest.is_dir():
+            raise ValueError(f"output {str(nearest)!r} is a file; allowed: a folder")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise ValueError(f"output {str(nearest)!r} cannot be written to; allowed: a folder that you may write to")
         held = [path.name for path in (self.manifest, self.metrics, self.images) if path.exists()]
         if held:
             raise ValueError(

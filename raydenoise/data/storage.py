@@ -3,10 +3,9 @@
 import glob
 import os
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 from raydenoise.core.image import DEFAULT_EXTENSION, EXTENSIONS, Format
@@ -25,30 +24,31 @@ class Source:
     key: str
 
 
-def list_sources(pattern: str) -> list[Source]:
+def list_sources(pattern: str, *, argument: str = "input") -> list[Source]:
     """List the files of INPUT: a folder with all below it, a glob (`**` spans folders) or one file, sorted by key.
 
     Every file counts, whatever its name, so that none is left out in silence; hidden ones (a leading dot) do not.
+    Linked folders are followed below a folder, not by `**`. A name that is not UTF-8 is listed with escapes: no table
+    could hold it, so its row will say that there is no such file.
 
     Raises:
         ValueError: nothing is there.
     """
     path = Path(pattern)
     if path.is_dir():
-        sources = [Source(str(file), _key(file, path.absolute())) for file in _walk(path.absolute())]
+        root, files = path.absolute(), _walk(path.absolute())
     elif path.is_file():
-        sources = [Source(str(path.absolute()), path.name)]
+        root, files = path.absolute().parent, iter([path.absolute()])
     else:
-        root = _glob_root(pattern)
-        found = (Path(name).absolute() for name in glob.glob(pattern, recursive=True))  # noqa: PTH207  # sees absolute patterns
-        sources = [Source(str(file), _key(file, root)) for file in found if file.is_file()]
+        root, files = _glob(pattern)
+    sources = [Source(_utf8(str(file)), _utf8(file.relative_to(root).as_posix())) for file in files]
     if not sources:
-        raise ValueError(f"input {pattern!r} holds no files; allowed: a folder, a glob or a file")
+        raise ValueError(f"{argument} {pattern!r} holds no files; allowed: a folder, a glob or a file")
     return sorted(sources, key=lambda source: source.key)
 
 
 def _walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Walk a folder; linked folders too, but none inside itself."""
+    """Walk a folder; linked folders too, but none inside itself. A broken link counts as a file, a pipe does not."""
     real = os.path.realpath(folder)
     if real in above:
         return
@@ -57,18 +57,23 @@ def _walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
             continue
         if entry.is_dir():
             yield from _walk(Path(entry.path), above | {real})
-        else:
+        elif entry.is_file() or entry.is_symlink():
             yield Path(entry.path)
 
 
-def _glob_root(pattern: str) -> Path:
+def _glob(pattern: str) -> tuple[Path, Iterator[Path]]:
+    """Split a pattern into the folder above its first wildcard and the files that match, each once."""
     parts = Path(pattern).absolute().parts
     fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
-    return Path(*parts[:fixed])
+    root, wild = Path(*parts[:fixed]), parts[fixed:]
+    if wild[-1] == "**":  # for pathlib that is folders only
+        wild = (*wild, "*")
+    found = sorted({file for file in root.glob(str(Path(*wild))) if file.is_file()})
+    return root, (file for file in found if not any(p.startswith(".") for p in file.relative_to(root).parts))
 
 
-def _key(file: Path, root: Path) -> str:
-    return file.relative_to(root).as_posix()
+def _utf8(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def output_keys(keys: list[str], written_format: Format | None) -> list[str]:
@@ -83,9 +88,12 @@ def output_keys(keys: list[str], written_format: Format | None) -> list[str]:
     """
     if written_format is None:
         return keys
+    folders: dict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        folders[str(PurePosixPath(key).parent)].append(key)
     names: dict[str, str] = {}
-    for _, group in groupby(keys, key=lambda key: str(PurePosixPath(key).parent)):
-        names.update(_folder_names(list(group), written_format))
+    for group in folders.values():
+        names.update(_folder_names(group, written_format))
     return [names[key] for key in keys]
 
 
@@ -122,7 +130,7 @@ def pair_references(keys: list[str], folder: str) -> list[str | None]:
         raise ValueError(f"reference {folder!r} is not a folder; allowed: a folder of clean pictures")
     by_stem: dict[str, str] = {}
     exact: dict[str, str] = {}
-    for source in list_sources(folder):
+    for source in list_sources(folder, argument="reference"):
         exact[source.key] = source.uri
         if _format(source.key) is not None:
             by_stem.setdefault(_stem(source.key), source.uri)

@@ -105,7 +105,7 @@ def _read(path: Path) -> keras.Model:
     shapes = model.input_shape, model.output_shape
     if not all(isinstance(shape, tuple) and len(shape) == 4 for shape in shapes):
         raise ValueError(f"{path} maps {shapes[0]} to {shapes[1]}; allowed: one (N, H, W, C) to one (N, H, W, C)")
-    return model
+    return keras.Model(model.inputs[0], model.outputs[0])  # Keras 2 wrote the one input as a list of one
 
 
 def _inspect(model: keras.Model, *, name: str, sha256: str) -> Bundle:

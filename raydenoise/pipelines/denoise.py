@@ -28,8 +28,8 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
     """Denoise a collection and return the summary.
 
     Raises:
-        ValueError: an argument is not allowed; nothing was written.
-        ConnectionError: there is no Ray at the address; nothing was written.
+        ValueError: an argument is not allowed, or no Ray answers at the address; nothing was written.
+        RuntimeError: the job broke.
     """
     started = time.monotonic()
     output = Output(Path(config.output).absolute())
@@ -47,12 +47,15 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
         plan = make_plan(config, images=len(sources))
         manifest["ray"] = {"address": cluster_address(config) or "local", "plan": asdict(plan)}
         output.write_manifest(manifest)
+        manifest["status"] = "broken"  # unless it ends otherwise
         totals = Totals()
         try:
             _execute(config, output=output, sources=sources, files=files, card=card, plan=plan, totals=totals)
             manifest["status"] = "finished"
-        except BaseException as error:
-            manifest["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "broken"
+        except ValueError as error:  # Ray's task errors take the type of their cause: no argument is to blame here
+            raise RuntimeError(str(error)) from error
+        except KeyboardInterrupt:
+            manifest["status"] = "interrupted"
             raise
         finally:
             summary = totals.summary(seconds=time.monotonic() - started, output=str(output.root))

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 LINE_SECONDS = 10.0  # between two lines where the output is no terminal
 SHOWN_FAILURES = 5
@@ -156,7 +157,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         table.add_row(
             "unmeasured", f"{summary['without_reference']} pictures have no usable reference (see column note)"
         )
-    table.add_row("output", summary["output"])
+    table.add_row("output", Text(summary["output"]))
     console.print(table)
     for failure in summary["first_failures"]:
         console.print(f"  failed: {failure['key']}: {failure['error']}", markup=False)

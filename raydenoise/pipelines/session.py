@@ -48,7 +48,7 @@ def session(config: DenoiseConfig) -> Iterator[None]:
     """Connect to the cluster or start a private local Ray, quiet unless asked, and leave it at the end.
 
     Raises:
-        ConnectionError: there is no Ray at the address.
+        ValueError: no Ray answers at the address.
     """
     address = cluster_address(config)
     level = logging.INFO if config.verbose else logging.ERROR
@@ -57,7 +57,10 @@ def session(config: DenoiseConfig) -> Iterator[None]:
     if address is None:
         ray.init(address="local", num_cpus=_local_cpus(config), include_dashboard=False, **common)
     else:
-        ray.init(address=address, **common)
+        try:
+            ray.init(address=address, **common)
+        except (ConnectionError, RuntimeError) as error:
+            raise ValueError(f"address is {address!r}, and no Ray answers there: {error}") from error
     try:
         logging.getLogger("ray.data").setLevel(level)
         yield

@@ -1,5 +1,6 @@
 """The fit loop of one process, on any Keras backend: knows neither ray nor storage."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from raydenoise.training.recipe import Recipe, loss, optimizer
 
 STATE = "state.weights.h5"  # raw weights and optimizer state (moments, moving average, step)
 LOG = "epochs.csv"
+CLOCK = "seconds.txt"  # wall time spent so far, over all starts
 
 
 def fit(recipe: Recipe, train: Sequence[Picture], validation: Sequence[Picture], *, folder: Path) -> Network:
@@ -46,6 +48,7 @@ def fit(recipe: Recipe, train: Sequence[Picture], validation: Sequence[Picture],
     )
     model.optimizer.build(model.trainable_variables)
     done = _restore(model, folder, recipe)
+    clock = _Clock(folder)
     model.fit(
         TrainingBatches(train, recipe=recipe, noise_map=network.noise_map, epoch=done),
         initial_epoch=done,
@@ -56,17 +59,32 @@ def fit(recipe: Recipe, train: Sequence[Picture], validation: Sequence[Picture],
             keras.callbacks.SwapEMAWeights(),  # validate the moving average
             keras.callbacks.TerminateOnNaN(raise_error=True),
             keras.callbacks.CSVLogger(str(folder / LOG), append=True),
-            keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: _save(model, folder)),
+            keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: _save(model, folder, clock)),
         ],
         verbose=2,
     )
     return network  # `fit` has just written the moving average over the raw weights
 
 
-def _save(model: keras.Model, folder: Path) -> None:
+def spent_seconds(folder: Path) -> float:
+    """Wall time that the epochs of a run have taken, over all its starts."""
+    path = folder / CLOCK
+    return float(path.read_text()) if path.exists() else 0.0
+
+
+class _Clock:
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._before, self._started = folder, spent_seconds(folder), time.monotonic()
+
+    def write(self) -> None:
+        (self._folder / CLOCK).write_text(f"{self._before + time.monotonic() - self._started:.1f}\n")
+
+
+def _save(model: keras.Model, folder: Path, clock: _Clock) -> None:
     partial = folder / f"partial-{STATE}"
     model.save_weights(partial)
     partial.replace(folder / STATE)
+    clock.write()
 
 
 def _restore(model: keras.Model, folder: Path, recipe: Recipe) -> int:

@@ -1,4 +1,4 @@
-"""Laws of image files: what goes in comes out, upright and with its metadata, or an ImageError says why not."""
+"""Laws of image files: what goes in comes out, upright and with its metadata, or an ImageError says why."""
 
 import io
 import pickle
@@ -32,17 +32,14 @@ from raydenoise.core.image import (
 )
 
 Array = NDArray[Any]
-HEIGHT, WIDTH = 13, 22
+SIZE = HEIGHT, WIDTH = 13, 22
 FORMATS: tuple[Format, ...] = ("jpeg", "png", "tiff", "webp", "bmp")
 
 
-def noise(
-    *channels: int, dtype: type = np.uint8, size: tuple[int, int] = (HEIGHT, WIDTH), seed: int = 0
-) -> Array:
+def noise(*channels: int, dtype: type = np.uint8, size: tuple[int, int] = SIZE, seed: int = 0) -> Array:
     """(H, W, ...) of evenly spread values."""
-    return np.random.default_rng(seed).integers(
-        0, np.iinfo(dtype).max, (*size, *channels), dtype, endpoint=True
-    )
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, np.iinfo(dtype).max, (*size, *channels), dtype, endpoint=True)
 
 
 def smooth(*channels: int) -> Array:
@@ -64,6 +61,10 @@ def tiff(array: Array, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def png_of(array: Array) -> bytes:
+    return bytes(imagecodecs.png_encode(array))
+
+
 def opened(data: bytes) -> Any:
     image = PIL.Image.open(io.BytesIO(data))
     image.load()
@@ -81,7 +82,12 @@ def chunk(name: bytes, body: bytes) -> bytes:
 
 
 def png(
-    array: Array, *, depth: int = 8, colour: int = 0, extra: bytes = b"", interlaced: bool = False
+    array: Array,
+    *,
+    depth: int = 8,
+    colour: int = 0,
+    extra: bytes = b"",
+    interlaced: bool = False,
 ) -> bytes:
     """A PNG by the specification: any depth, no filters; passes of Adam7."""
     height, width = array.shape[:2]
@@ -149,12 +155,16 @@ def cmyk_profile() -> bytes:
     matrix = struct.pack(">9i", *(65536 if i % 4 == 0 else 0 for i in range(9)))
     table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + matrix + straight * 4 + nodes + straight * 3
     header = bytearray(128)
-    struct.pack_into(
-        ">I4sI4s4s4s", header, 0, 144 + len(table), b"lcms", 0x02400000, b"prtr", b"CMYK", b"Lab "
-    )
+    struct.pack_into(">I4sI", header, 0, 144 + len(table), b"lcms", 0x02400000)
+    header[12:24] = b"prtrCMYKLab "
     header[36:40] = b"acsp"
     struct.pack_into(">3i", header, 68, 63190, 65536, 54061)  # D50
     return bytes(header) + struct.pack(">I4sII", 1, b"A2B0", 144, len(table)) + table
+
+
+def texts(value: object) -> str:
+    """What test names show of their parameters."""
+    return value if isinstance(value, str) else ""
 
 
 # What decode gives
@@ -175,7 +185,8 @@ def test_extensions_and_defaults_agree() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}, {"subsampling": 2}]
+    "options",
+    [{}, {"progressive": True}, {"restart_marker_blocks": 2}, {"subsampling": 2}],
 )
 @pytest.mark.parametrize("channels", [(), (3,)])
 def test_jpeg_decodes_as_pillow_does(options: dict[str, Any], channels: tuple[int, ...]) -> None:
@@ -282,9 +293,8 @@ def test_separate_planes_of_tiff(byteorder: str, compression: str | None) -> Non
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_white_is_zero_in_tiff(dtype: type) -> None:
     array = noise(dtype=dtype)
-    assert np.array_equal(
-        together(decode(tiff(array, photometric="miniswhite"))), np.iinfo(dtype).max - array
-    )
+    image = decode(tiff(array, photometric="miniswhite"))
+    assert np.array_equal(together(image), np.iinfo(dtype).max - array)
 
 
 def test_tiff_of_jpeg_strips_becomes_rgb() -> None:
@@ -309,7 +319,10 @@ def test_palette_with_transparency_becomes_rgb_and_alpha() -> None:
 @pytest.mark.parametrize(("depth", "dtype"), [(8, np.uint8), (16, np.uint16)])
 @pytest.mark.parametrize(("colour", "channels"), [(0, ()), (2, (3,))])
 def test_transparent_colour_becomes_alpha(
-    depth: int, dtype: type, colour: int, channels: tuple[int, ...]
+    depth: int,
+    dtype: type,
+    colour: int,
+    channels: tuple[int, ...],
 ) -> None:
     array = noise(*channels, dtype=dtype)
     array[3, 5] = array[0, 0]
@@ -338,9 +351,8 @@ def test_cmyk_is_converted_by_its_profile(name: str) -> None:
         255,
         255,
     )  # the profile says: black above, white below, cyan or not
-    data = pillow(
-        PIL.Image.frombytes("CMYK", (WIDTH, HEIGHT), ink.tobytes()), name, icc_profile=cmyk_profile()
-    )
+    cmyk = PIL.Image.frombytes("CMYK", (WIDTH, HEIGHT), ink.tobytes())
+    data = pillow(cmyk, name, icc_profile=cmyk_profile())
     image = decode(data)
     assert image.pixels[0, 0].max() < 10
     assert image.pixels[-1, -1].min() > 245
@@ -376,7 +388,7 @@ def with_orientation(kind: str, array: Array, orientation: int) -> bytes:
     if kind == "tiff16":
         return tiff(array, photometric="rgb", extratags=[("Orientation", 3, 1, orientation, True)])
     if kind == "png16":
-        return insert(imagecodecs.png_encode(array), chunk(b"eXIf", block[6:]))
+        return insert(png_of(array), chunk(b"eXIf", block[6:]))
     return pillow(array, kind.upper(), exif=block, **({"lossless": True} if kind == "webp" else {}))
 
 
@@ -404,7 +416,7 @@ def test_profile_and_exif_are_kept(source: str, target: Format) -> None:
     if source == "png16":
         block = chunk(b"eXIf", exif(6)[6:])
         profile = chunk(b"iCCP", b"name\0\0" + zlib.compress(SRGB))
-        data = insert(imagecodecs.png_encode(noise(3, dtype=np.uint16)), profile, block)
+        data = insert(png_of(noise(3, dtype=np.uint16)), profile, block)
     else:
         data = pillow(noise(3), source.upper(), exif=exif(6), icc_profile=SRGB)
     image = decode(data)
@@ -438,7 +450,7 @@ def test_exif_of_either_byte_order_survives(prefix: bytes) -> None:
     directory[ExifTags.Base.Make] = "Maker"
     directory[ExifTags.Base.XResolution] = 300.0
     header = b"II*\0\x08\0\0\0" if prefix == b"II" else b"MM\0*\0\0\0\x08"
-    image = decode(insert(imagecodecs.png_encode(noise(3)), chunk(b"eXIf", header + directory.tobytes(8))))
+    image = decode(insert(png_of(noise(3)), chunk(b"eXIf", header + directory.tobytes(8))))
     assert (image.height, image.width) == (WIDTH, HEIGHT)
     for format in ("jpeg", "tiff"):
         found = opened(encode(image, format=format)).getexif()
@@ -461,7 +473,7 @@ def test_thumbnail_is_dropped_and_sizes_turn() -> None:
     linked += second.tobytes(at) + thumbnail
     assert PIL.Image.Exif.get_ifd(loaded(bytes(linked)), ExifTags.IFD.IFD1)[0x202] == len(thumbnail)
 
-    image = decode(insert(imagecodecs.png_encode(noise(3)), chunk(b"eXIf", bytes(linked))))
+    image = decode(insert(png_of(noise(3)), chunk(b"eXIf", bytes(linked))))
     assert image.exif is not None
     assert thumbnail not in image.exif
     found = loaded(image.exif)
@@ -492,13 +504,14 @@ def test_maker_note_stays_where_it_was() -> None:
         b"II*\0\x08\0\0\0",
         b"II*\0\xff\0\0\0\0\0",
         b"MM\0*\0\0\0\x08\xff\xff",
+        b"II+\0\x08\0\0\0" + b"\xff" * 8,
         b"II*\0\x08\0\0\0\1\0" + struct.pack("<HHII", 34665, 4, 1, 9999) + bytes(4),
     ],
 )
 def test_broken_exif_is_dropped_with_a_note(block: bytes) -> None:
     for data in (
         pillow(noise(3), "JPEG", exif=b"Exif\0\0" + block),
-        insert(imagecodecs.png_encode(noise(3)), chunk(b"eXIf", block)),
+        insert(png_of(noise(3)), chunk(b"eXIf", block)),
         pillow(noise(3), "WEBP", exif=block),
     ):
         image = decode(data)
@@ -506,14 +519,24 @@ def test_broken_exif_is_dropped_with_a_note(block: bytes) -> None:
         assert image.note == "a broken EXIF block not kept"
 
 
-def test_broken_exif_directory_of_tiff_is_dropped_with_a_note() -> None:
-    data = tiff(noise(3), photometric="rgb", extratags=[(34665 + 20000, 4, 1, 99999, True)])
-    data = data.replace(struct.pack("<H", 54665), struct.pack("<H", 34665))
-    assert decode(data).note == "a broken EXIF directory not kept"
+def test_broken_exif_directory_costs_neither_orientation_nor_picture() -> None:
+    array = noise(3)
+    turned = ("Orientation", 3, 1, 6, True)
+    for big in (False, True):
+        tags = [turned, (54665, 16 if big else 4, 1, 2**64 - 9 if big else 99999, True)]
+        data = tiff(array, photometric="rgb", extratags=tags, bigtiff=big)
+        image = decode(data.replace(struct.pack("<H", 54665), struct.pack("<H", 34665)))
+        assert image.note == "a broken EXIF directory not kept"
+        assert np.array_equal(image.pixels, np.rot90(array, -1))
+    entries = struct.pack("<HHIHH", 274, 3, 1, 6, 0) + struct.pack("<HHII", 34665, 4, 1, 0xFFFFFFFF)
+    block = b"II*\0\x08\0\0\0\2\0" + entries + bytes(4)
+    image = decode(insert(png_of(array), chunk(b"eXIf", block)))
+    assert (image.exif, image.note) == (None, "a broken EXIF block not kept")
+    assert np.array_equal(image.pixels, np.rot90(array, -1))
 
 
 def test_broken_profile_is_dropped_with_a_note() -> None:
-    base = imagecodecs.png_encode(noise(3))
+    base = png_of(noise(3))
     for body in (b"name\0\0garbage", b"name\0\0" + zlib.compress(SRGB)[:100]):
         assert decode(insert(base, chunk(b"iCCP", body))).note == "a damaged ICC profile not kept"
     part = b"ICC_PROFILE\0\1\2" + SRGB  # the first of two
@@ -521,6 +544,20 @@ def test_broken_profile_is_dropped_with_a_note() -> None:
     data = data[:2] + b"\xff\xe2" + struct.pack(">H", len(part) + 2) + part + data[2:]
     image = decode(data)
     assert (image.icc, image.note) == (None, "an incomplete ICC profile not kept")
+
+
+def test_malformed_segments_of_jpeg_are_ignored() -> None:
+    array = noise(3)
+    data = pillow(array, "JPEG")
+    for body in (b"JFIF\0", b"ICC_PROFILE\0", b"MPF\0junk", b"Exif\0\0"):
+        code = {b"J": 0xE0, b"E": 0xE1}.get(body[:1], 0xE2)
+        segment = struct.pack(">BBH", 0xFF, code, len(body) + 2) + body
+        assert np.array_equal(decode(data[:2] + segment + data[2:]).pixels, decode(data).pixels)
+
+
+def test_profile_that_is_too_long_is_dropped_with_a_note() -> None:
+    image = decode(pillow(noise(3), "WEBP", icc_profile=bytes(17_000_000)))
+    assert (image.icc, image.note) == (None, "an ICC profile of more than 16 MB not kept")
 
 
 def test_long_profile_and_long_exif() -> None:
@@ -534,15 +571,13 @@ def test_long_profile_and_long_exif() -> None:
 
 
 def test_colour_space_that_only_png_states_is_noted() -> None:
-    base = imagecodecs.png_encode(noise(3))
+    base = png_of(noise(3))
     linear = chunk(b"gAMA", struct.pack(">I", 100_000))
     assert decode(insert(base, linear)).note == "the PNG file's gamma of 1 not kept"
     assert decode(insert(base, linear, chunk(b"sRGB", b"\0"))).note is None
     assert decode(insert(base, chunk(b"gAMA", struct.pack(">I", 45455)))).note is None
-    assert (
-        decode(insert(base, chunk(b"cICP", b"\x09\x10\0\1"))).note
-        == "the PNG file's cICP colour space not kept"
-    )
+    wide = decode(insert(base, chunk(b"cICP", b"\x09\x10\0\1")))
+    assert wide.note == "the PNG file's cICP colour space not kept"
 
 
 @pytest.mark.parametrize("source", ["JPEG", "PNG", "TIFF", "BMP"])
@@ -582,19 +617,16 @@ def test_mpo_gives_its_primary_picture() -> None:
     first.seek(0)
     assert image.format == "jpeg"
     assert np.array_equal(image.pixels, np.asarray(first))
-    assert image.note == "2 secondary pictures of the MPO file (previews, depth or gain maps) not kept"
-    assert (
-        decode(mpo(2)).note == "1 secondary picture of the MPO file (previews, depth or gain maps) not kept"
-    )
+    rest = "of the MPO file (previews, depth or gain maps) not kept"
+    assert image.note == f"2 secondary pictures {rest}"
+    assert decode(mpo(2)).note == f"1 secondary picture {rest}"
 
 
 def test_video_behind_a_jpeg_is_noted() -> None:
     data = pillow(noise(3), "JPEG")
     assert decode(data + bytes(600)).note is None
-    assert (
-        decode(data + bytes(5000)).note
-        == "5,000 bytes after the JPEG picture (a motion photo's video?) not kept"
-    )
+    note = "5,000 bytes behind the picture (a motion photo's video?) not kept"
+    assert decode(data + bytes(5000)).note == note
 
 
 def test_previews_and_masks_of_tiff_are_no_pages() -> None:
@@ -607,7 +639,7 @@ def test_previews_and_masks_of_tiff_are_no_pages() -> None:
         writer.write(noise() > 128, photometric="mask", subfiletype=4)
     image = decode(buffer.getvalue())
     assert np.array_equal(image.pixels, array)
-    assert image.note == "3 reduced pictures or masks of the TIFF file not kept"
+    assert image.note == "3 of the TIFF file's directories (previews, masks) not kept"
 
 
 def imagej_stack() -> bytes:
@@ -624,11 +656,12 @@ def frames(name: str) -> bytes:
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        (frames("TIFF"), "a TIFF file of 3 pages; allowed is one; split it first"),
-        (frames("PNG"), "an animated PNG of 3 frames; allowed is one; split it first"),
-        (frames("WEBP"), "an animated WebP of 3 frames; allowed is one picture; split it first"),
-        (imagej_stack(), "a TIFF file of 5 pages; allowed is one; split it first"),
+        (frames("TIFF"), "a TIFF file of 3 pages; allowed: one; split it first"),
+        (frames("PNG"), "an animated PNG of 3 frames; allowed: one; split it first"),
+        (frames("WEBP"), "an animated WebP of 3 frames; allowed: none; split it first"),
+        (imagej_stack(), "a TIFF file of 5 pages; allowed: one; split it first"),
     ],
+    ids=texts,
 )
 def test_several_pages_are_refused(data: bytes, match: str) -> None:
     with pytest.raises(ImageError, match=match) as caught:
@@ -644,7 +677,7 @@ def test_several_pages_are_refused(data: bytes, match: str) -> None:
     [
         (
             b"<!DOCTYPE html><html>",
-            "it looks like an HTML or XML document; allowed are jpeg, png, tiff, webp, bmp",
+            "it looks like an HTML or XML document; allowed: jpeg, png, tiff, webp, bmp",
         ),
         (b"\n  <?xml version='1.0'?><svg/>", "it looks like an HTML or XML document"),
         (b"GIF89a" + bytes(40), "it looks like a GIF picture"),
@@ -655,9 +688,10 @@ def test_several_pages_are_refused(data: bytes, match: str) -> None:
         (b"%!PS-Adobe-3.0 EPSF-3.0", "it looks like an EPS or PostScript document"),
         (b"FUJIFILMCCD-RAW", r"it looks like a camera raw file \(RAF\)"),
         (b"BMW is a car, not a bitmap", r"it begins with b'BMW is a'"),
-        (b"plain text", "not an image file: it begins with b'plain te'"),
-        (bytes(100), "not an image file"),
+        (b"plain text", "no image file: it begins with b'plain te'"),
+        (bytes(100), "no image file"),
     ],
+    ids=texts,
 )
 def test_other_files_are_named(data: bytes, match: str) -> None:
     with pytest.raises(ImageError, match=match) as caught:
@@ -675,9 +709,7 @@ def test_empty_file() -> None:
 def test_too_many_pixels(name: str) -> None:
     data = pillow(noise(3), name)
     assert decode(data, max_pixels=WIDTH * HEIGHT).width == WIDTH
-    with pytest.raises(
-        ImageError, match="22 x 13 = 286 pixels; allowed are 285; --max-pixels raises"
-    ) as caught:
+    with pytest.raises(ImageError, match="22 x 13 = 286 pixels; allowed: 285; --max-pixels") as caught:
         decode(data, max_pixels=285)
     assert caught.value.kind == "too_large"
 
@@ -699,7 +731,7 @@ def test_header_that_lies_about_its_size_is_refused_before_decoding() -> None:
     header = struct.pack(">IIBBBBB", 14_000, 14_000, 16, 6, 0, 0, 0)
     data = png(noise())
     lie = data[:8] + chunk(b"IHDR", header) + data[33:]
-    with pytest.raises(ImageError, match="too few for 1,568,014,000 bytes of pixels") as caught:
+    with pytest.raises(ImageError, match="too few for 1,568,014,000 of pixels") as caught:
         decode(lie)
     assert caught.value.kind == "corrupt"
 
@@ -716,9 +748,9 @@ def zero_sized() -> list[bytes]:
     return [bytes(jpeg), png(np.zeros((0, 4), np.uint8)), bytes(bmp), no_width]
 
 
-@pytest.mark.parametrize("data", zero_sized())
+@pytest.mark.parametrize("data", zero_sized(), ids=texts)
 def test_zero_sized(data: bytes) -> None:
-    with pytest.raises(ImageError, match=r"declares \d+ x \d+ pixels; at least 1 x 1 are needed") as caught:
+    with pytest.raises(ImageError, match=r"declares \d+ x \d+ pixels; allowed: from 1 x 1") as caught:
         decode(data)
     assert caught.value.kind == "zero_sized"
 
@@ -728,7 +760,7 @@ SEEDS: dict[str, Callable[[], bytes]] = {
     "jpeg progressive": lambda: pillow(noise(3), "JPEG", progressive=True),
     "jpeg restarts": lambda: pillow(noise(), "JPEG", restart_marker_blocks=1),
     "png": lambda: pillow(noise(3), "PNG", exif=exif(6), icc_profile=SRGB),
-    "png 16": lambda: bytes(imagecodecs.png_encode(noise(4, dtype=np.uint16))),
+    "png 16": lambda: png_of(noise(4, dtype=np.uint16)),
     "png palette": lambda: pillow(PIL.Image.fromarray(noise(3)).quantize(8), "PNG", transparency=2),
     "tiff": lambda: pillow(noise(3), "TIFF", exif=exif(6), icc_profile=SRGB),
     "tiff lzw": lambda: pillow(noise(3), "TIFF", compression="tiff_lzw"),
@@ -760,14 +792,12 @@ def test_no_shorter_file_is_accepted(seed: str) -> None:
 
 
 @pytest.mark.parametrize("part", [0.5, 0.8, 0.95])
-@pytest.mark.parametrize("tail", [b"\xff\xd9", bytes(3000), bytes(3000) + b"\xff\xd9"])
+@pytest.mark.parametrize("tail", [b"\xff\xd9", bytes(3000)])
 def test_jpeg_is_never_padded_with_grey(part: float, tail: bytes) -> None:
     data = pillow(noise(3, size=(64, 48)), "JPEG")
     cut = data[: int(part * len(data))].rstrip(b"\xff") + tail
-    if tail.startswith(b"\0") and tail.endswith(b"\xff\xd9"):
-        pytest.skip("zeros are valid codes: no decoder can tell")
-    assert opened(cut) if tail == b"\xff\xd9" else True  # Pillow sees nothing wrong
-    with pytest.raises(ImageError, match="truncated|ends after") as caught:
+    assert opened(cut).size == (48, 64)  # Pillow sees nothing wrong
+    with pytest.raises(ImageError, match=r"truncated|ends after") as caught:
         decode(cut)
     assert caught.value.kind == "truncated"
 
@@ -791,7 +821,7 @@ def test_damaged_text_does_not_cost_the_picture() -> None:
     array = noise(3)
     damaged = bytearray(chunk(b"tEXt", b"Title\0cat"))
     damaged[10] ^= 1
-    assert np.array_equal(decode(insert(imagecodecs.png_encode(array), bytes(damaged))).pixels, array)
+    assert np.array_equal(decode(insert(png_of(array), bytes(damaged))).pixels, array)
 
 
 def bad_pngs() -> list[tuple[bytes, str]]:
@@ -800,16 +830,16 @@ def bad_pngs() -> list[tuple[bytes, str]]:
     short = data[:33] + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
     cut = data[:33] + chunk(b"IDAT", zlib.compress(array.tobytes())[:-40]) + chunk(b"IEND", b"")
     return [
-        (png(array, colour=3), "palette has 0 bytes; allowed are 3 to 768"),
-        (png(array, colour=5), "declares 8 bits, colour type 5: no such PNG"),
+        (png(array, colour=3), "PNG palette of 0 bytes; allowed: 3 to 768"),
+        (png(array, colour=5), "declares 8 bits of colour type 5"),
         (data[:8] + chunk(b"IDAT", b"") + data[8:], "does not begin with its header"),
         (short, "picture data are 100 bytes instead of 299"),
         (cut, "picture data end after"),
-        (data[:33] + chunk(b"IEND", b""), "holds 0 bytes, too few|picture data"),
+        (data[:33] + chunk(b"IEND", b""), "picture data end after 0 of 299 bytes"),
     ]
 
 
-@pytest.mark.parametrize(("data", "match"), bad_pngs())
+@pytest.mark.parametrize(("data", "match"), bad_pngs(), ids=texts)
 def test_bad_png(data: bytes, match: str) -> None:
     with pytest.raises(ImageError, match=match):
         decode(data)
@@ -837,7 +867,7 @@ def unsupported() -> list[tuple[bytes, str]]:
     return [
         (
             tiff(noise().astype(np.float32), **grey),
-            "32-bit floating point samples; allowed are unsigned 8- or 16-bit",
+            "32-bit floating point samples; allowed: unsigned 8- or 16-bit",
         ),
         (tiff(noise().astype(np.int16), **grey), "16-bit signed integer samples"),
         (tiff(noise().astype(np.uint32), **grey), "32-bit samples of photometric interpretation 1"),
@@ -847,9 +877,9 @@ def unsupported() -> list[tuple[bytes, str]]:
         (tiff(noise(3), photometric="ycbcr"), "YCbCr samples without JPEG compression"),
         (tiff(noise(), compression="png"), "compression 34933"),
         (pillow(lab, "TIFF"), "a TIFF file of CIELAB"),
-        (tiff(noise(3), photometric="rgb", subfiletype=1), "camera raw file or a TIFF of previews only"),
+        (tiff(noise(3), photometric="rgb", subfiletype=1), "camera raw file or previews only"),
         (tiff(noise(dtype=np.uint16), photometric="cfa"), "a TIFF file of camera raw"),
-        (bytes(imagecodecs.jpeg8_encode(noise(3), lossless=True)), "coding process 3; allowed are 8 bits"),
+        (bytes(imagecodecs.jpeg8_encode(noise(3), lossless=True)), "coding process 3; allowed: 8 bits"),
         (
             bytes(imagecodecs.jpeg8_encode(noise(dtype=np.uint16) >> 4, bitspersample=12)),
             "a JPEG file of 12 bits",
@@ -857,7 +887,7 @@ def unsupported() -> list[tuple[bytes, str]]:
     ]
 
 
-@pytest.mark.parametrize(("data", "match"), unsupported())
+@pytest.mark.parametrize(("data", "match"), unsupported(), ids=texts)
 def test_unsupported_samples_are_named(data: bytes, match: str) -> None:
     with pytest.raises(ImageError, match=match) as caught:
         decode(data)
@@ -876,6 +906,18 @@ def test_tiff_that_lies_about_its_strips() -> None:
     for value, match in ((0, "strips or tiles of 22 x 0 pixels"), (1, "without 9 of its 13 strips or tiles")):
         with pytest.raises(ImageError, match=match):
             decode(data[: rows.valueoffset] + struct.pack("<H", value) + data[rows.valueoffset + 2 :])
+
+
+def test_overlapping_directories_of_tiff_are_corrupt() -> None:
+    page = tiff(noise(3), photometric="rgb", metadata=None)
+    link = 10 + 12 * struct.unpack_from("<H", page, 8)[0]
+    heap = bytearray(4000)
+    for start in range(0, 100, 4):  # directories of 300 entries, four bytes apart, each linking to the next
+        heap[start : start + 2] = struct.pack("<H", 300)
+        heap[start + 3602 : start + 3606] = struct.pack("<I", len(page) + start + 4)
+    with pytest.raises(ImageError, match="directories overlap") as caught:
+        decode(page[:link] + struct.pack("<I", len(page)) + page[link + 4 :] + heap)
+    assert caught.value.kind == "corrupt"
 
 
 def test_errors_survive_pickling() -> None:
@@ -909,12 +951,11 @@ def test_damaged_files_give_an_image_or_an_image_error(seed: str, capfd: pytest.
     rng = np.random.default_rng(list(SEEDS).index(seed))
     for data in mutations(SEEDS[seed](), rng, count=60):
         try:
-            image = decode(data, max_pixels=10_000_000)
+            outcome = str(decode(data, max_pixels=10_000_000).format)
         except ImageError as error:
-            assert len(str(error)) <= 300
-            assert "\n" not in str(error)
-        else:
-            assert image.pixels.ndim == 3
+            outcome = str(error)
+        assert 0 < len(outcome) <= 300
+        assert "\n" not in outcome
     assert capfd.readouterr() == ("", "")
 
 
@@ -1012,6 +1053,14 @@ def test_jpeg_has_full_colour_resolution_and_obeys_quality() -> None:
         assert len(encode(image, format=format, quality=30)) < len(encode(image, format=format, quality=90))
 
 
+@pytest.mark.parametrize("quality", [1, 50, 100])
+def test_webp_keeps_alpha_at_any_quality(quality: int) -> None:
+    alpha = noise(seed=1)
+    back = decode(encode(Image(noise(3), alpha, "png"), format="webp", quality=quality))
+    assert back.alpha is not None
+    assert np.array_equal(back.alpha, alpha)
+
+
 @pytest.mark.parametrize("quality", [0, 101, -5])
 def test_quality_out_of_range(quality: int) -> None:
     with pytest.raises(ValueError, match=rf"quality is {quality}; allowed: 1 to 100"):
@@ -1021,7 +1070,7 @@ def test_quality_out_of_range(quality: int) -> None:
 @pytest.mark.parametrize("format", ["jpeg", "bmp"])
 def test_alpha_that_cannot_be_kept_is_an_error(format: Format) -> None:
     image = Image(noise(3), noise(), "png")
-    with pytest.raises(ImageError, match=f"{format} cannot hold the alpha channel; --format png") as caught:
+    with pytest.raises(ImageError, match=f"{format} cannot hold alpha; --format png") as caught:
         encode(image, format=format)
     assert caught.value.kind == "unsupported"
 
@@ -1029,9 +1078,8 @@ def test_alpha_that_cannot_be_kept_is_an_error(format: Format) -> None:
 @pytest.mark.parametrize(("format", "allowed"), [("jpeg", 65500), ("webp", 16383)])
 def test_side_that_is_too_long_is_an_error(format: Format, allowed: int) -> None:
     image = Image(noise(1, size=(1, allowed + 1)), None, "png")
-    with pytest.raises(
-        ImageError, match=f"a side is {allowed + 1} pixels; {format} allows {allowed}"
-    ) as caught:
+    match = f"a side is {allowed + 1} pixels; {format} allows {allowed}"
+    with pytest.raises(ImageError, match=match) as caught:
         encode(image, format=format)
     assert caught.value.kind == "unsupported"
     check_round_trip(image, "png")
@@ -1049,12 +1097,12 @@ def test_block_that_is_no_exif_is_an_error() -> None:
         (
             noise(),
             None,
-            r"pixels are uint8 of shape \(13, 22\); allowed: uint8 or uint16 of shape \(H, W, 1 or 3\)",
+            r"pixels are uint8 \(13, 22\); allowed: uint8 or uint16 of shape \(H, W, 1 or 3\)",
         ),
-        (noise(4), None, r"pixels are uint8 of shape \(13, 22, 4\)"),
+        (noise(4), None, r"pixels are uint8 \(13, 22, 4\)"),
         (noise(3).astype(np.float32), None, "pixels are float32"),
-        (np.zeros((0, 4, 3), np.uint8), None, r"of shape \(0, 4, 3\)"),
-        (noise(3), noise(1), r"alpha is uint8 of shape \(13, 22, 1\); allowed beside these pixels: uint8 of"),
+        (np.zeros((0, 4, 3), np.uint8), None, r"uint8 \(0, 4, 3\)"),
+        (noise(3), noise(1), r"alpha is uint8 \(13, 22, 1\); allowed: uint8 \(13, 22\)"),
         (noise(3), noise(dtype=np.uint16), "alpha is uint16"),
     ],
 )

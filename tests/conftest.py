@@ -1,0 +1,60 @@
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small noise-map network with random weights: fast, and it changes pixels."""
+    from raydenoise.model import bundle, networks
+
+    network = networks.build("resunet", filters=(8, 8), depth=1)
+    rng = np.random.default_rng(0)
+    for variable in network.model.weights:
+        variable.assign(rng.normal(0, 0.02, variable.shape))
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    bundle.save(
+        network,
+        folder,
+        name="tiny",
+        architecture="resunet",
+        arguments={"filters": [8, 8], "depth": 1},
+        sigma_range=(0.0, 75.0),
+        training={},
+        scores={},
+    )
+    return folder
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """A folder of small noisy pictures of several formats, one below a sub-folder."""
+    folder = tmp_path / "photographs"
+    (folder / "sub").mkdir(parents=True)
+    for index, name in enumerate(("a.png", "b.jpg", "sub/c d.webp", "sub/ü.tif", "sub/e.bmp")):
+        PIL.Image.fromarray(noisy_pixels(40 + index, 57, seed=index)).save(folder / name)
+    return folder
+
+
+def noisy_pixels(height: int, width: int, *, seed: int = 0) -> np.ndarray:
+    """A soft gradient with noise of sigma 20: (H, W, 3) uint8."""
+    y, x = np.mgrid[:height, :width]
+    clean = np.stack([60 + 120 * y / height, 60 + 120 * x / width, np.full((height, width), 128.0)], axis=-1)
+    noise = np.random.default_rng(seed).normal(0, 20, clean.shape)
+    return np.clip(np.rint(clean + noise), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Leave the loggers that a job turns down as they were."""
+    levels = {name: logging.getLogger(name).level for name in ("ray", "ray.data")}
+    yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)

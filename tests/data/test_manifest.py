@@ -1,0 +1,137 @@
+"""Laws of an output folder: one run each, every row once, a manifest that is always whole."""
+
+import json
+from datetime import UTC
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raydenoise.data.manifest import PART_ROWS, PART_SECONDS, MetricsWriter, Output, utc_now, versions
+from raydenoise.data.schema import METRICS, metrics_table
+
+
+def rows(first: int, count: int) -> pa.Table:
+    """Rows with the keys `first`, `first` + 1, ..."""
+    return metrics_table([{"key": f"{number:06d}", "status": "ok"} for number in range(first, first + count)])
+
+
+def parts(output: Output) -> list[str]:
+    return sorted(path.name for path in output.metrics.iterdir()) if output.metrics.exists() else []
+
+
+def keys(output: Output) -> list[str]:
+    """What a reader of metrics/ sees."""
+    table = pq.read_table(output.metrics)
+    assert table.schema.equals(METRICS)
+    return sorted(table["key"].to_pylist())
+
+
+def test_a_new_or_foreign_folder_is_free(tmp_path: Path) -> None:
+    Output(tmp_path / "new" / "out").check_free()
+    (tmp_path / "notes.txt").write_text("mine")
+    Output(tmp_path).check_free()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("held", [["images"], ["metrics"], ["manifest.json"], ["manifest.json", "metrics", "images"]])
+def test_a_folder_with_a_run_is_not_free(tmp_path: Path, held: list[str]) -> None:
+    output = Output(tmp_path)
+    for name in held:
+        if name == "manifest.json":
+            output.write_manifest({})
+        else:
+            (tmp_path / name).mkdir()
+    names = ", ".join(held)
+    with pytest.raises(ValueError, match=rf"^output '.*' already holds a run \({names}\); allowed: another folder$"):
+        output.check_free()
+
+
+def test_a_file_is_not_free(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(ValueError, match=r"^output '.*out' is a file; allowed: a folder$"):
+        Output(tmp_path / "out").check_free()
+
+
+def test_a_manifest_is_json_and_is_replaced_whole(tmp_path: Path) -> None:
+    output = Output(tmp_path / "new")
+    for content in (
+        {"status": "running", "input": "grüße/日本 \n\"'\\"},
+        {"status": "finished", "config": {"tile": None}},
+    ):
+        output.write_manifest(content)
+        assert json.loads(output.manifest.read_text(encoding="utf-8")) == content
+    assert [path.name for path in output.root.iterdir()] == ["manifest.json"]
+
+
+def test_unicode_in_a_manifest_is_legible(tmp_path: Path) -> None:
+    Output(tmp_path).write_manifest({"input": "grüße"})
+    assert "grüße" in (tmp_path / "manifest.json").read_text(encoding="utf-8")
+
+
+def test_rows_wait_until_they_are_many(tmp_path: Path) -> None:
+    output = Output(tmp_path)
+    writer = MetricsWriter(output, now=0)
+    writer.add(rows(0, PART_ROWS - 1), now=1)
+    assert parts(output) == []
+    writer.add(rows(PART_ROWS - 1, 1), now=2)
+    assert parts(output) == ["part-00000.parquet"]
+    assert len(keys(output)) == PART_ROWS
+
+
+def test_rows_wait_until_they_are_old(tmp_path: Path) -> None:
+    output = Output(tmp_path)
+    writer = MetricsWriter(output, now=100)
+    writer.add(rows(0, 1), now=100 + PART_SECONDS - 0.1)
+    assert parts(output) == []
+    writer.add(rows(1, 1), now=100 + PART_SECONDS)
+    assert parts(output) == ["part-00000.parquet"]
+    writer.add(rows(2, 1), now=100 + 2 * PART_SECONDS - 0.1)  # the clock began anew
+    assert parts(output) == ["part-00000.parquet"]
+    writer.add(rows(3, 1), now=100 + 2 * PART_SECONDS)
+    assert parts(output) == ["part-00000.parquet", "part-00001.parquet"]
+    assert keys(output) == ["000000", "000001", "000002", "000003"]
+
+
+def test_a_reader_sees_every_row_once(tmp_path: Path) -> None:
+    output = Output(tmp_path)
+    writer = MetricsWriter(output, now=0)
+    for step in range(20):
+        writer.add(rows(step * 7, 7), now=step * 11.0)
+    writer.flush(now=1000)
+    writer.flush(now=1001)  # nothing is left
+    assert keys(output) == [f"{number:06d}" for number in range(140)]
+    assert parts(output) == [f"part-{number:05d}.parquet" for number in range(len(parts(output)))]
+    assert all(len(pq.read_table(output.metrics / name)) for name in parts(output))
+
+
+def test_an_empty_run_leaves_an_empty_table(tmp_path: Path) -> None:
+    output = Output(tmp_path)
+    writer = MetricsWriter(output, now=0)
+    writer.flush(now=1)
+    writer.flush(now=2)
+    assert parts(output) == ["part-00000.parquet"]
+    assert keys(output) == []
+
+
+def test_rows_outlive_a_failed_write(tmp_path: Path) -> None:
+    output = Output(tmp_path)
+    writer = MetricsWriter(output, now=0)
+    output.metrics.write_text("in the way")
+    writer.add(rows(0, 3), now=1)
+    with pytest.raises(OSError, match="metrics"):
+        writer.flush(now=2)
+    output.metrics.unlink()
+    writer.flush(now=3)
+    assert keys(output) == ["000000", "000001", "000002"]
+
+
+def test_versions_name_what_decides_the_pixels() -> None:
+    found = versions()
+    assert {"python", "raydenoise", "ray", "tensorflow", "keras", "numpy"} <= set(found)
+    assert all(value[0].isdigit() for value in found.values())
+
+
+def test_time_is_utc() -> None:
+    assert utc_now().tzinfo is UTC

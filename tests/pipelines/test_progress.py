@@ -1,0 +1,109 @@
+"""Laws of the totals: they count every row once and average what was measured."""
+
+from typing import Any
+
+import pytest
+
+from raydenoise.data.schema import metrics_table
+from raydenoise.pipelines.progress import SHOWN_FAILURES, Totals, print_summary
+
+
+def ok(key: str, *, height: int = 1000, width: int = 2000, **more: Any) -> dict[str, Any]:
+    return {"key": key, "status": "ok", "height": height, "width": width, **more}
+
+
+def measured(key: str, before: float, after: float) -> dict[str, Any]:
+    return ok(key, psnr_noisy=before, psnr_denoised=after, mse_noisy=0.01, mse_denoised=0.001)
+
+
+def failed(key: str) -> dict[str, Any]:
+    return {"key": key, "status": "error", "error_message": f"{key} is broken"}
+
+
+def totals(*tables: list[dict[str, Any]], referenced: bool = False) -> Totals:
+    found = Totals()
+    for rows in tables:
+        found.add(metrics_table(rows), referenced=referenced)
+    return found
+
+
+def test_nothing_is_seen_at_first() -> None:
+    assert totals().summary(seconds=0, output="out") == {
+        "output": "out",
+        "images": 0,
+        "ok": 0,
+        "failed": 0,
+        "megapixels": 0.0,
+        "seconds": 0,
+        "images_per_s": None,
+        "psnr_noisy": None,
+        "psnr_denoised": None,
+        "without_reference": 0,
+        "first_failures": [],
+    }
+    assert totals([], []) == Totals()
+
+
+def test_rows_are_counted_whatever_their_tables() -> None:
+    rows = [ok("a"), failed("b"), ok("c", height=100, width=50), failed("d")]
+    found = totals(rows)
+    assert (found.images, found.failed) == (4, 2)
+    assert found.megapixels == pytest.approx(2.005)
+    assert found == totals(rows[:1], rows[1:2], [], rows[2:])
+    summary = found.summary(seconds=8, output="out")
+    assert (summary["images"], summary["ok"], summary["failed"]) == (4, 2, 2)
+    assert (summary["megapixels"], summary["images_per_s"]) == (2.005, 0.5)
+
+
+def test_failed_rows_have_no_megapixels() -> None:
+    assert totals([{**ok("a"), "status": "error"}]).megapixels == 0
+
+
+def test_many_pixels_do_not_overflow() -> None:
+    assert totals([ok("a", height=100_000, width=60_000)]).megapixels == pytest.approx(6000)
+
+
+def test_means_are_over_measured_rows_only() -> None:
+    equal = ok("equal", mse_noisy=0.0, mse_denoised=0.001, psnr_denoised=30.0)  # no PSNR: it was infinite
+    half = {**measured("half", 99, 99), "status": "error"}
+    found = totals(
+        [measured("a", 20, 30), ok("b")], [failed("c"), equal, half], [measured("d", 25, 32)], referenced=True
+    )
+    summary = found.summary(seconds=1, output="out")
+    assert (summary["psnr_noisy"], summary["psnr_denoised"]) == (22.5, 31.0)
+    assert found.measured == 2
+
+
+def test_the_unpaired_are_counted_where_references_were_given() -> None:
+    rows = [measured("a", 20, 30), ok("b"), ok("c"), failed("d"), ok("equal", mse_noisy=0.0)]
+    assert totals(rows, [ok("e")], referenced=True).summary(seconds=1, output="")["without_reference"] == 3
+    assert totals(rows, [ok("e")]).summary(seconds=1, output="")["without_reference"] == 0
+
+
+def test_the_first_failures_are_kept() -> None:
+    found = totals([failed("0"), ok("x"), failed("1")], [failed(str(number)) for number in range(2, 10)], [failed("z")])
+    assert found.failed == 11
+    assert found.failures == [(str(number), f"{number} is broken") for number in range(SHOWN_FAILURES)]
+    assert found.summary(seconds=1, output="")["first_failures"][4] == {"key": "4", "error": "4 is broken"}
+
+
+def test_the_summary_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    found = totals([measured("a", 20, 30), ok("b"), *(failed(f"{number}[/]") for number in range(7))], referenced=True)
+    print_summary(found.summary(seconds=2, output="runs/out"))
+    said = capsys.readouterr().out
+    for text in (
+        "9: 2 denoised, 7 failed",
+        "4.0 megapixels",
+        "20.00 dB -> 30.00 dB (+10.00 dB)",
+        "1 pictures have no usable reference",
+        "failed: 4[/]: 4[/] is broken",
+        "and 2 more",
+        "runs/out",
+    ):
+        assert text in said
+
+
+@pytest.mark.parametrize("output", ["run [old]", "run [/x]", "[red]run"])
+def test_brackets_in_the_output_folder_are_no_markup(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(totals([ok("a")]).summary(seconds=2, output=output))
+    assert output in capsys.readouterr().out

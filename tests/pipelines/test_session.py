@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+
+from raydenoise.config import DenoiseConfig
+from raydenoise.pipelines import session
+
+
+def plan(
+    monkeypatch: pytest.MonkeyPatch, *, now: dict, possible: dict, images: int = 1_000, node: int = 4, **options: object
+) -> session.Plan:
+    monkeypatch.setattr(session.ray, "cluster_resources", lambda: now)
+    monkeypatch.setattr(session, "possible_resources", lambda: possible)
+    monkeypatch.setattr(session, "_smallest_node_cpus", lambda: node)
+    return session.make_plan(DenoiseConfig(input="in", output="out", **options), images=images)
+
+
+def test_a_cpu_machine_gets_an_actor_a_core_but_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan(monkeypatch, now={"CPU": 5}, possible={"CPU": 5})
+    assert (made.actors, made.initial, made.gpus, made.cpus, made.fused) == (4, 4, 0, 1, True)
+
+
+def test_a_large_cpu_node_gets_eight_actors_with_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan(monkeypatch, now={"CPU": 65}, possible={"CPU": 65}, node=65)
+    assert (made.actors, made.cpus) == (8, 8)
+
+
+def test_gpus_that_the_autoscaler_can_bring_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan(monkeypatch, now={"CPU": 2}, possible={"CPU": 34, "GPU": 8})
+    assert (made.actors, made.initial, made.gpus, made.fused) == (8, 1, 1, False)
+
+
+def test_a_part_of_a_gpu_makes_more_actors(monkeypatch: pytest.MonkeyPatch) -> None:
+    resources = {"CPU": 16, "GPU": 2}
+    assert plan(monkeypatch, now=resources, possible=resources, gpus_per_actor=0.5).actors == 4
+
+
+def test_a_gpu_cluster_may_be_used_without_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    resources = {"CPU": 5, "GPU": 2}
+    made = plan(monkeypatch, now=resources, possible=resources, gpus_per_actor=0)
+    assert (made.actors, made.fused) == (4, True)
+
+
+def test_there_are_never_more_actors_than_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan(monkeypatch, now={"CPU": 65}, possible={"CPU": 65}, images=3)
+    assert (made.actors, made.rows) == (3, 1)
+
+
+@pytest.mark.parametrize(("images", "rows"), [(1, 1), (20, 2), (1_000, 8), (100_000, 25), (2_000_000, 64)])
+def test_tasks_grow_with_the_job(monkeypatch: pytest.MonkeyPatch, images: int, rows: int) -> None:
+    assert plan(monkeypatch, now={"CPU": 5}, possible={"CPU": 5}, images=images).rows == rows
+
+
+def test_more_than_the_cluster_will_ever_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="gpus_per_actor is 4; allowed: at most the cluster's 2 GPUs"):
+        plan(monkeypatch, now={"CPU": 4}, possible={"CPU": 4, "GPU": 2}, gpus_per_actor=4)
+    with pytest.raises(ValueError, match="cpus_per_actor is 64; allowed: at most the cluster's 4 CPUs"):
+        plan(monkeypatch, now={"CPU": 4}, possible={"CPU": 4}, cpus_per_actor=64)
+
+
+def test_the_address_comes_from_the_flag_then_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = DenoiseConfig(input=str(tmp_path), output="out")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert session.cluster_address(config) is None
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert session.cluster_address(config) == "10.0.0.1:6379"
+    assert session.cluster_address(DenoiseConfig(input="in", output="out", address="auto")) == "auto"

@@ -1,0 +1,154 @@
+"""Laws of the command: exit statuses, and refusals before any work starts."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import raydenoise
+from raydenoise import cli
+from raydenoise.model.card import CARD_FILE, MODEL_FILE, Card, write_card
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """The command sets variables for its workers: take them back."""
+    with mock.patch.dict(os.environ):
+        yield
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A bundle as the driver sees it: a card, and a file of the right hash."""
+    folder, data = tmp_path / "model", b"no network"
+    folder.mkdir()
+    (folder / MODEL_FILE).write_bytes(data)
+    card = Card(
+        name="tiny",
+        architecture="unknown",
+        arguments={},
+        channels=3,
+        noise_map=True,
+        sigma_range=(0, 50),
+        alignment=4,
+        radius=6,
+        halo=8,
+        fixed_size=None,
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+    write_card(card, folder)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    PIL.Image.fromarray(np.zeros((5, 9, 3), np.uint8)).save(folder / "a.png")
+    return folder
+
+
+def check_refused(capsys: pytest.CaptureFixture[str], message: str, *argv: object) -> None:
+    """Status 2, one line on stderr, no Ray."""
+    assert cli.main(["denoise", *map(str, argv)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("raydenoise denoise: error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert not sys.modules["ray"].is_initialized()
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"raydenoise {raydenoise.__version__}\n"
+
+
+def test_no_verb_is_a_bad_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("usage: raydenoise {denoise")
+
+
+@pytest.mark.parametrize("verb", ["denois", "--verbose", ""])
+def test_an_unknown_verb_is_a_bad_argument(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([verb]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"raydenoise: error: {verb!r} is unknown; allowed: denoise")
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([flag]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "denoise" in captured.out
+
+
+def test_bad_flags_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        cli.main(["denoise", "in"])
+    assert "raydenoise denoise: error: output missing" in capsys.readouterr().err
+
+
+def test_a_folder_that_holds_a_run_is_refused(
+    tmp_path: Path, pictures: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out" / "images").mkdir(parents=True)
+    message = f"output '{tmp_path}/out' already holds a run (images); allowed: another folder"
+    check_refused(capsys, message, pictures, "--output", tmp_path / "out", "--model", model)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["images"]
+
+
+def test_a_missing_input_is_refused(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = f"input '{tmp_path}/gone' holds no files; allowed: a folder, a glob or a file"
+    check_refused(capsys, message, tmp_path / "gone", "--output", tmp_path / "out", "--model", model)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_model_is_refused(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check_refused(capsys, "model 'nosuch' is not found; allowed: ", pictures, "--output", tmp_path, "--model", "nosuch")
+
+
+def test_a_changed_model_is_refused(
+    tmp_path: Path, pictures: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (model / MODEL_FILE).write_bytes(b"another network")
+    message = "is not the file that its card describes: sha256 differs"
+    check_refused(capsys, message, pictures, "--output", tmp_path / "out", "--model", model)
+
+
+def test_a_card_that_is_none_is_refused(
+    tmp_path: Path, pictures: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (model / CARD_FILE).write_text("{}")
+    message = "is no model card of this version"
+    check_refused(capsys, message, pictures, "--output", tmp_path / "out", "--model", model)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--sigma", "60"], "sigma is 60.0; allowed for tiny: auto, or 0 to 50 8-bit grey levels"),
+        (["--tile", "30"], "tile is 30; allowed for this model: a multiple of 4, at least 20 pixels"),
+        (["--reference", "gone"], "reference 'gone' is not a folder; allowed: a folder of clean pictures"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(
+    argv: list[str],
+    message: str,
+    tmp_path: Path,
+    pictures: Path,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    check_refused(capsys, message, pictures, "--output", tmp_path / "out", "--model", model, *argv)
+    assert not (tmp_path / "out").exists()

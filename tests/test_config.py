@@ -1,0 +1,231 @@
+"""Laws of configs: flag over file over default, and every refusal says what is allowed."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raydenoise.config import FORMATS, PRECISIONS, DenoiseConfig, parse
+
+
+def parsed(*argv: str) -> DenoiseConfig:
+    return parse(DenoiseConfig, argv, prog="raydenoise denoise", description="")
+
+
+def parsed_with(tmp_path: Path, text: str, *argv: str) -> DenoiseConfig:
+    """With a config file, behind the two arguments that must be there."""
+    file = tmp_path / "job.yaml"
+    file.write_text(text, encoding="utf-8")
+    return parsed("in", "--output", "out", "--config", str(file), *argv)
+
+
+def refused(capsys: pytest.CaptureFixture[str]) -> str:
+    """The last line on stderr, with its spaces, after checking that stdout is empty."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("usage: raydenoise denoise")
+    _, message = captured.err.split("raydenoise denoise: error: ")
+    return message.strip()
+
+
+def test_defaults() -> None:
+    config = parsed("in", "--output", "out")
+    assert config == DenoiseConfig(input="in", output="out")
+    assert (config.sigma, config.strength, config.format, config.quality, config.tile) == (
+        "auto",
+        1.0,
+        "keep",
+        95,
+        None,
+    )
+    assert config.written_format is None
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    config = parsed_with(tmp_path, "quality: 80\nstrength: 0.5\noutput: elsewhere\n", "--quality", "70")
+    assert (config.quality, config.strength, config.batch_tiles, config.output) == (70, 0.5, 4, "out")
+
+
+def test_a_flag_that_repeats_the_default_wins_too(tmp_path: Path) -> None:
+    assert parsed_with(tmp_path, "quality: 80\n", "--quality", "95").quality == 95
+
+
+def test_everything_may_stand_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(
+        "input: 'grüße/*.png'\noutput: out\nsigma: 25\nbatch-tiles: 2\nmax_pixels: 1000\nformat: webp\n"
+        "actors: auto\ngpus-per-actor: 0.5\nquiet: true\nreference: null\nlimit: 3\n",
+        encoding="utf-8",
+    )
+    assert parsed("--config", str(file)) == DenoiseConfig(
+        input="grüße/*.png",
+        output="out",
+        sigma=25.0,
+        batch_tiles=2,
+        max_pixels=1000,
+        format="webp",
+        gpus_per_actor=0.5,
+        quiet=True,
+        limit=3,
+    )
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n"])
+def test_an_empty_file_changes_nothing(tmp_path: Path, text: str) -> None:
+    assert parsed_with(tmp_path, text) == DenoiseConfig(input="in", output="out")
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (["--sigma", "auto"], "sigma", "auto"),
+        (["--sigma", "12.5"], "sigma", 12.5),
+        (["--sigma", "0"], "sigma", 0.0),
+        (["--strength", "0"], "strength", 0.0),
+        (["--actors", "auto"], "actors", "auto"),
+        (["--actors", "3"], "actors", 3),
+        (["--gpus-per-actor", "0"], "gpus_per_actor", 0.0),
+        (["--gpus-per-actor", "0.25"], "gpus_per_actor", 0.25),
+        (["--gpus-per-actor", "2"], "gpus_per_actor", 2.0),
+        (["--tile", "256"], "tile", 256),
+        (["--quiet"], "quiet", True),
+        (["--json"], "json", True),
+        *((["--precision", name], "precision", name) for name in PRECISIONS),
+        *((["--format", name], "format", name) for name in FORMATS),
+    ],
+)
+def test_allowed_values(argv: list[str], name: str, value: Any) -> None:
+    found = getattr(parsed("in", "--output", "out", *argv), name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_written_format(name: Any) -> None:
+    assert DenoiseConfig(input="in", output="out", format=name).written_format == (None if name == "keep" else name)
+
+
+OUT_OF_RANGE = {
+    ("strength", 1.5): "strength is 1.5; allowed: 0 to 1",
+    ("strength", -0.1): "strength is -0.1; allowed: 0 to 1",
+    ("strength", float("nan")): "strength is nan; allowed: 0 to 1",
+    ("quality", 0): "quality is 0; allowed: 1 to 100",
+    ("quality", 101): "quality is 101; allowed: 1 to 100",
+    ("sigma", -1.0): "sigma is -1.0; allowed: auto, or 0 and more 8-bit grey levels",
+    ("sigma", float("nan")): "sigma is nan; allowed: auto, or 0 and more 8-bit grey levels",
+    ("gpus_per_actor", 1.5): "gpus_per_actor is 1.5; allowed: a whole number, or a part of one GPU",
+    ("gpus_per_actor", -1.0): "gpus_per_actor is -1.0; allowed: a whole number, or a part of one GPU",
+    ("gpus_per_actor", float("nan")): "gpus_per_actor is nan; allowed: a whole number, or a part of one GPU",
+    ("gpus_per_actor", float("inf")): "gpus_per_actor is inf; allowed: a whole number, or a part of one GPU",
+    **{
+        (name, value): f"{name} is {value}; allowed: 1 or more"
+        for name in ("tile", "batch_tiles", "actors", "cpus_per_actor", "limit", "max_pixels")
+        for value in (0, -2)
+    },
+}
+
+
+@pytest.mark.parametrize(("name", "value"), OUT_OF_RANGE)
+def test_a_config_refuses_what_is_out_of_range(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(OUT_OF_RANGE[name, value])}$"):
+        DenoiseConfig(input="in", output="out", **{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), OUT_OF_RANGE)
+def test_a_flag_out_of_range_exits_with_2(name: str, value: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        parsed("in", "--output", "out", f"--{name.replace('_', '-')}", str(value))
+    assert refused(capsys) == OUT_OF_RANGE[name, value]
+
+
+@pytest.mark.parametrize(("name", "allowed"), [("format", FORMATS), ("precision", PRECISIONS)])
+def test_choices_are_named(
+    name: str, allowed: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    message = f"{name} is 'gif'; allowed: {', '.join(allowed)}"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        DenoiseConfig(input="in", output="out", **{name: "gif"})
+    with pytest.raises(SystemExit, match=r"^2$"):
+        parsed_with(tmp_path, f"{name}: gif\n")
+    assert refused(capsys) == message
+    with pytest.raises(SystemExit, match=r"^2$"):
+        parsed("in", "--output", "out", f"--{name}", "gif")
+    from_flag = refused(capsys)
+    assert from_flag.startswith(f"argument --{name}: invalid choice: 'gif'")
+    assert all(choice in from_flag for choice in allowed)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "input and output missing: give them as arguments or in --config"),
+        (["in"], "output missing: give them as arguments or in --config"),
+        (["--output", "out"], "input missing: give them as arguments or in --config"),
+        (["in", "--output", "out", "--qualty", "90"], "unrecognized arguments: --qualty 90"),
+        (["in", "--output", "out", "--qual", "90"], "unrecognized arguments: --qual 90"),
+        (["in", "more", "--output", "out"], "unrecognized arguments: more"),
+        (["in", "--output", "out", "--sigma", "loud"], "argument --sigma: invalid sigma value: 'loud'"),
+        (["in", "--output", "out", "--actors", "1.5"], "argument --actors: invalid actors value: '1.5'"),
+        (["in", "--output", "out", "--quality", "high"], "argument --quality: invalid int value: 'high'"),
+    ],
+)
+def test_bad_command_lines_exit_with_2(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        parsed(*argv)
+    assert refused(capsys) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("qualty: 90\n", "qualty is unknown; did you mean quality?"),
+        ("batch-tile: 3\n", "batch-tile is unknown; did you mean batch_tiles?"),
+        ("zzzzzz: 3\n", "zzzzzz is unknown; allowed: input, output, model, sigma, strength, reference, format, "),
+        ("1: 3\n", "1 is unknown; allowed: input, "),
+        ("quality: [1]\n", "quality is [1]; allowed: of JPEG and WebP, 1 to 100"),
+        ("quality: high\n", "quality is 'high'; allowed: of JPEG and WebP, 1 to 100"),
+        ("quality: true\n", "quality is True; allowed: of JPEG and WebP, 1 to 100"),
+        ("quiet: 1\n", "quiet is 1; allowed: print errors only"),
+        ("quiet: 'yes'\n", "quiet is 'yes'; allowed: print errors only"),
+        ("sigma: loud\n", "sigma is 'loud'; allowed: noise level in 8-bit grey levels, or auto"),
+        ("sigma: true\n", "sigma is True; allowed: noise level in 8-bit grey levels, or auto"),
+        ("limit: 2.5\n", "limit is 2.5; allowed: stop after the first N pictures by name"),
+        ("model: [a, b]\n", "model is ['a', 'b']; allowed: shipped name, bundle folder, or .keras / .h5 file"),
+        ("quality:\n", "quality is None; allowed: of JPEG and WebP, 1 to 100"),
+        ("strength: null\n", "strength is None; allowed: 0 keeps the noisy picture"),
+        ("model: null\n", "model is None; allowed: shipped name, bundle folder, or .keras / .h5 file"),
+        ("- quality\n", "holds a list; allowed: `name: value` lines"),
+        ("quality\n", "holds a str; allowed: `name: value` lines"),
+        ("quality: [\n", "is not YAML: "),
+        ("a: b: c\n", "is not YAML: "),
+    ],
+)
+def test_bad_files_exit_with_2(tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        parsed_with(tmp_path, text)
+    said = refused(capsys)
+    assert said.startswith(f"--config {tmp_path / 'job.yaml'}")
+    assert message in said
+
+
+def test_a_range_holds_in_the_file_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        parsed_with(tmp_path, "strength: 7\n")
+    assert refused(capsys) == "strength is 7.0; allowed: 0 to 1"
+
+
+def test_a_missing_file_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path, reason in ((tmp_path / "gone.yaml", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            parsed("in", "--output", "out", "--config", str(path))
+        assert refused(capsys) == f"--config {path}: {reason}"
+
+
+def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        parsed("--help")
+    said = capsys.readouterr().out
+    for name in DenoiseConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in said or name == "input"
+    assert "(default: 95)" in said

@@ -1,0 +1,226 @@
+"""The job file as a cluster runs it: a real head node, a real `ray job submit`, with token authentication."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+RAY = str(Path(sys.executable).with_name("ray"))
+START_SECONDS = 90.0  # ray start on two busy cores took 20-60 s
+
+pytestmark = pytest.mark.timeout(280)  # the first test waits for the cluster too
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A head node of this module's own: where its jobs go, with which environment, and its files."""
+
+    url: str
+    env: dict[str, str]
+    folder: Path
+
+    def submit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run jobs/denoise.py as a job from the checkout and wait for its end."""
+        command = [RAY, "job", "submit", "--address", self.url, "--working-dir", str(ROOT), "--"]
+        job = [sys.executable, "jobs/denoise.py", *arguments]
+        return subprocess.run(command + job, env=self.env, capture_output=True, text=True, timeout=180, check=False)
+
+    def uploads(self) -> list[set[str]]:
+        """Name what lies in each working directory that a job brought along."""
+        packages = self.folder.glob("session_2*/runtime_resources/working_dir_files/*/")
+        return [{path.name for path in package.iterdir()} for package in packages]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with ExitStack() as stack:
+        try:
+            started = stack.enter_context(head_node())
+        except NotStartedError:  # raylet registration gives up after 30 s on an overloaded machine
+            started = stack.enter_context(head_node())
+        yield started
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that loads fast; its weights are untrained."""
+    from raydenoise.model import bundle, networks
+
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    arguments: dict[str, Any] = {"filters": (8, 8), "depth": 1}
+    network = networks.build("resunet", **arguments)
+    bundle.save(
+        network,
+        folder,
+        name="tiny",
+        architecture="resunet",
+        arguments=arguments,
+        sigma_range=(0.0, 75.0),
+        training={},
+        scores={},
+    )
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Three noisy PNG pictures, one of them in a folder below."""
+    rng = np.random.default_rng(0)
+    for key in ("a.png", "b.png", "below/c.png"):
+        path = tmp_path / "in" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (36, 48, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "in"
+
+
+def test_a_submitted_job_denoises_every_picture(cluster: Cluster, model: Path, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    job = cluster.submit(str(pictures), "--output", str(out), "--model", str(model), "--json")
+
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert "' succeeded" in job.stdout
+    assert summary(job.stdout)["ok"] == 3
+    rows = pq.read_table(out / "metrics").to_pylist()
+    assert sorted((row["key"], row["status"]) for row in rows) == [
+        ("a.png", "ok"),
+        ("b.png", "ok"),
+        ("below/c.png", "ok"),
+    ]
+    for row in rows:
+        with Image.open(out / "images" / row["key"]) as image:
+            assert image.size == (48, 36)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["ray"]["address"] != "local"  # the cluster's own, not a private Ray inside it
+    uploaded = [names for names in cluster.uploads() if "raydenoise" in names]
+    assert uploaded
+    assert not set().union(*uploaded) & {".git", ".venv", "runs", "demo", ".hypothesis"}  # what git ignores stays here
+
+
+def test_a_corrupt_picture_fails_the_job_with_status_3(
+    cluster: Cluster, model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    (pictures / "corrupt.png").write_bytes((pictures / "a.png").read_bytes()[:100])
+    out = tmp_path / "out"
+    job = cluster.submit(str(pictures), "--output", str(out), "--model", str(model), "--json")
+
+    assert job.returncode == 1, job.stdout + job.stderr
+    assert "' failed" in job.stdout
+    assert "exit code 3" in job.stdout
+    assert (summary(job.stdout)["ok"], summary(job.stdout)["failed"]) == (3, 1)
+    rows = pq.read_table(out / "metrics").to_pylist()
+    assert [row["key"] for row in rows if row["status"] == "error"] == ["corrupt.png"]
+    assert (out / "images" / "below" / "c.png").is_file()
+
+
+def test_a_wrong_token_is_refused(cluster: Cluster) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+        version(cluster.url, token="wrong")
+    refused.value.close()
+
+
+class NotStartedError(RuntimeError):
+    """`ray start` ended or took too long."""
+
+
+@contextmanager
+def head_node() -> Iterator[Cluster]:
+    """Start a head node on free ports and stop it with all its processes.
+
+    Raises:
+        NotStartedError: it ended, or took longer than `START_SECONDS`.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="rd", dir="/tmp"))  # pytest's own path is too long for Unix sockets
+    token = secrets.token_hex(32)
+    (folder / "token").write_text(token)
+    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    env.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(folder / "token"), RAY_USAGE_STATS_ENABLED="0")
+    env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # else `ray start` waits 30 s for its idle workers when stopped
+    port, dashboard, agent, client = free_ports(4)
+    options = {
+        "--port": port,
+        "--dashboard-port": dashboard,
+        "--dashboard-agent-listen-port": agent,
+        "--ray-client-server-port": client,
+        "--num-cpus": 2,
+        "--object-store-memory": 200_000_000,  # bytes; a few small pictures
+        "--temp-dir": folder,
+    }
+    command = [RAY, "start", "--head", "--block", *(f"{name}={value}" for name, value in options.items())]
+    with (folder / "log").open("w") as log:
+        # A session of its own: killing its group reaches whatever `ray start` leaves behind.
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        url = f"http://127.0.0.1:{dashboard}"
+        wait_until_up(process, url=url, token=token, log=folder / "log")
+        yield Cluster(url, env, folder)
+    finally:
+        stop(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_until_up(process: subprocess.Popen[bytes], *, url: str, token: str, log: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            if "Ray runtime started" in log.read_text() and version(url, token=token):
+                return
+        except OSError:  # refused until the dashboard listens
+            pass
+        time.sleep(0.5)
+    raise NotStartedError(log.read_text())
+
+
+def version(url: str, *, token: str) -> dict[str, Any]:
+    """Ask the job server for its version."""
+    request = urllib.request.Request(f"{url}/api/version", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask `ray start --block` to end its processes; kill what is left of its group. Never `ray stop`: it ends all."""
+    process.terminate()
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def free_ports(count: int) -> list[int]:
+    """Find ports that nobody listens on now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for held in sockets:
+            held.bind(("127.0.0.1", 0))
+        return [held.getsockname()[1] for held in sockets]
+
+
+def summary(output: str) -> dict[str, Any]:
+    """The job's JSON line among the lines of `ray job submit`."""
+    line = next(line for line in output.splitlines() if line.startswith('{"output"'))
+    return json.loads(line)
