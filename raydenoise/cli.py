@@ -1,10 +1,13 @@
 """The `raydenoise` command."""
 
+import contextlib
 import json
 import os
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO
 
 from raydenoise import __version__, config
 
@@ -34,21 +37,23 @@ def denoise(argv: Sequence[str] | None = None) -> int:
         prog="raydenoise denoise",
         description="Denoise a collection of pictures on Ray.",
     )
-    _quiet_libraries(verbose=settings.verbose)
-    try:
-        from raydenoise.pipelines import denoise as pipeline  # imports ray: seconds, so after the arguments are read
-        from raydenoise.pipelines.progress import print_summary
+    with contextlib.nullcontext() if settings.verbose else native_output_aside() as aside:
+        try:
+            from raydenoise.pipelines import denoise as pipeline  # imports ray: after the arguments are read
 
-        summary = pipeline.run(settings)
-    except ValueError as error:
-        return _fail(f"error: {error}", BAD_ARGUMENTS, verbose=settings.verbose)
-    except KeyboardInterrupt:
-        return _fail("interrupted; what was finished is in the output folder", BROKEN, verbose=False)
-    except Exception as error:
-        return _fail(f"the job broke: {type(error).__name__}: {error}", BROKEN, verbose=settings.verbose)
+            summary = pipeline.run(settings)
+        except ValueError as error:
+            return _fail(f"error: {error}", BAD_ARGUMENTS, verbose=settings.verbose)
+        except KeyboardInterrupt:
+            return _fail("interrupted; what was finished is in the output folder", BROKEN, verbose=False)
+        except Exception as error:
+            said = _last_lines(aside)
+            return _fail(f"{said}the job broke: {type(error).__name__}: {error}", BROKEN, verbose=settings.verbose)
     if settings.json:
         print(json.dumps(summary, ensure_ascii=False))
     elif not settings.quiet:
+        from raydenoise.pipelines.progress import print_summary
+
         print_summary(summary)
     return SOME_FAILED if summary["failed"] else DONE
 
@@ -72,13 +77,41 @@ def _fail(message: str, status: int, *, verbose: bool) -> int:
     return status
 
 
-def _quiet_libraries(*, verbose: bool) -> None:
-    """Say to the libraries, before they are imported here or in a worker, what they may print."""
-    if not verbose:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        os.environ.setdefault("PYTHONWARNINGS", "ignore")
+@contextlib.contextmanager
+def native_output_aside() -> Iterator[IO[bytes]]:
+    """Keep what Ray's and TensorFlow's native code prints away from the terminal; yields where it goes.
+
+    It writes to file descriptor 2 past Python and past every log level, so that the descriptor is what must be turned
+    aside. Python's own stderr stays where it was.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with tempfile.TemporaryFile() as sink, os.fdopen(os.dup(2), "w", buffering=1) as terminal:
+        python_stderr = sys.stderr
+        if _is_descriptor_2(python_stderr):
+            python_stderr.flush()
+            sys.stderr = terminal
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield sink
+        finally:
+            os.dup2(terminal.fileno(), 2)
+            sys.stderr = python_stderr
+
+
+def _is_descriptor_2(stream: object) -> bool:
+    try:
+        return bool(stream.fileno() == 2)  # type: ignore[attr-defined]
+    except (AttributeError, OSError):
+        return False
+
+
+def _last_lines(native: IO[bytes] | None, count: int = 10) -> str:
+    """The end of what native code printed: it may say why a job broke."""
+    if native is None:
+        return ""
+    native.seek(0)
+    lines = native.read().decode(errors="replace").splitlines()[-count:]
+    return "".join(line + "\n" for line in lines)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
+
+from raydenoise.config import DenoiseConfig, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -133,9 +136,16 @@ def test_a_corrupt_picture_fails_the_job_with_status_3(
 
 
 def test_a_wrong_token_is_refused(cluster: Cluster) -> None:
-    with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+    with pytest.raises(urllib.error.HTTPError, match="403") as refused:
         version(cluster.url, token="wrong")
     refused.value.close()
+
+
+def test_the_example_config_holds_every_option_at_its_default() -> None:
+    settings = parse(DenoiseConfig, ["--config", str(ROOT / "jobs" / "denoise.yaml")], prog="test", description="")
+    assert settings == DenoiseConfig(input="/data/photos", output="/data/photos-denoised")
+    written = yaml.safe_load((ROOT / "jobs" / "denoise.yaml").read_text())
+    assert list(written) == [entry.name for entry in fields(DenoiseConfig)]
 
 
 class NotStartedError(RuntimeError):

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raydenoise import __version__
 from raydenoise.data.schema import METRICS
 from raydenoise.data.storage import publish
 
@@ -88,8 +89,12 @@ class MetricsWriter:
 
 def versions() -> dict[str, str]:
     """Versions of what decides the pixels."""
-    packages = ("raydenoise", "ray", "tensorflow", "keras", "numpy", "pillow", "imagecodecs", "scikit-image", "pyarrow")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    packages = ("ray", "tensorflow", "keras", "numpy", "pillow", "imagecodecs", "scikit-image", "pyarrow")
+    return {
+        "raydenoise": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
 
 
 def utc_now() -> datetime:

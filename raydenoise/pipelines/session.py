@@ -5,11 +5,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
+import yaml
 
 from raydenoise.config import DenoiseConfig
 
+LAUNCHER_CONFIG = Path.home() / "ray_bootstrap_config.yaml"  # where `ray up` puts it on the head node
 SMALL_TASK = 8  # pictures per task of a small job: seconds of work, so that the progress display moves
 LARGE_TASK = 64  # of a large one: two million pictures are 31,000 tasks
 
@@ -78,20 +81,22 @@ def _local_cpus(config: DenoiseConfig) -> int:
 def make_plan(config: DenoiseConfig, *, images: int) -> Plan:
     """Choose actors and their resources from what the cluster has or its autoscaler can bring.
 
+    What a flag asks for and a cluster lacks is waited for, since its autoscaler may bring it without saying so
+    beforehand (KubeRay's does not).
+
     Raises:
-        ValueError: an actor asks for more GPUs or CPUs than any cluster node will have.
+        ValueError: an actor asks for more GPUs or CPUs than the private local Ray has.
     """
     now, possible = ray.cluster_resources(), possible_resources()
+    private = cluster_address(config) is None
     gpus = config.gpus_per_actor
     if gpus is None:
         gpus = 1.0 if possible.get("GPU", 0) >= 1 else 0.0
-    if gpus > possible.get("GPU", 0):
-        raise ValueError(f"gpus_per_actor is {gpus:g}; allowed: at most the cluster's {possible.get('GPU', 0):g} GPUs")
+    if private and gpus > possible.get("GPU", 0):
+        raise ValueError(f"gpus_per_actor is {gpus:g}; allowed: at most this machine's {possible.get('GPU', 0):g} GPUs")
     node_cpus = _smallest_node_cpus()
     # Up to 8 actors a node: each holds TensorFlow (about 0.7 GB), and a few threads each lose little.
     cpus = config.cpus_per_actor or (1 if gpus else max(1, node_cpus // 8))
-    if cpus > possible.get("CPU", 0):
-        raise ValueError(f"cpus_per_actor is {cpus}; allowed: at most the cluster's {possible.get('CPU', 0):g} CPUs")
 
     def room(resources: dict[str, float]) -> int:
         # One CPU stays free: decoding and encoding beside a GPU, Ray's own tasks beside CPU actors.
@@ -110,15 +115,34 @@ def make_plan(config: DenoiseConfig, *, images: int) -> Plan:
     )
 
 
-def possible_resources() -> dict[str, float]:
-    """What the cluster has, or can scale to by its autoscaler's configuration."""
+def possible_resources(launcher_config: Path = LAUNCHER_CONFIG) -> dict[str, float]:
+    """What the cluster has, or can scale to as far as that can be known.
+
+    Known are what a cluster reports by `report_cluster_config` and, on the head node, the file that `ray up` put there:
+    the node types with their resources and bounds. `ray job submit` runs its driver on the head node.
+    """
     possible = dict(ray.cluster_resources())
     # Ray Train asks the same question the same way (worker_group.py); there is no public call for it.
     from ray._private import state
 
-    for name, amount in (state.state.get_max_resources_from_cluster_config() or {}).items():
-        possible[name] = max(possible.get(name, 0), amount)
+    reported = state.state.get_max_resources_from_cluster_config() or {}
+    launched = _launcher_resources(launcher_config)
+    for name in {*reported, *launched}:
+        possible[name] = max(possible.get(name, 0), reported.get(name, 0), launched.get(name, 0))
     return possible
+
+
+def _launcher_resources(path: Path) -> dict[str, float]:
+    """The most that a launcher file allows, of each resource; nothing where there is none."""
+    if not path.is_file():
+        return {}
+    config = yaml.safe_load(path.read_text())
+    most: dict[str, float] = {}
+    for node_type in config.get("available_node_types", {}).values():
+        count = node_type.get("max_workers", config.get("max_workers", 0))
+        for name, amount in node_type.get("resources", {}).items():
+            most[name] = most.get(name, 0) + amount * count
+    return most
 
 
 def _smallest_node_cpus() -> int:

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
@@ -63,12 +62,20 @@ class ModelFiles:
 
 @dataclass
 class Work:
-    """A picture on its way, with its metrics row so far."""
+    """A picture on its way, with its metrics row so far.
+
+    Attributes:
+        source: the columns of `schema.SOURCES`.
+        row: the columns of `schema.METRICS` known so far.
+        picture: as read, and after denoising with the denoised pixels.
+        noisy: the pixels as read, kept behind denoising only where a reference will be compared.
+        failed: the row is an error row; no stage has more to do.
+    """
 
     source: dict[str, Any]
     row: dict[str, Any]
-    noisy: codec.Image | None = None
-    denoised: NDArray[Any] | None = None
+    picture: codec.Image | None = None
+    noisy: NDArray[Any] | None = None
     failed: bool = False
 
 
@@ -89,7 +96,7 @@ class Stages:
         data = storage.read(work.source["uri"])
         work.row["bytes_in"] = len(data)
         picture = codec.decode(data, max_pixels=self.config.max_pixels)
-        work.noisy = picture
+        work.picture = picture
         work.row.update(
             format=picture.format,
             height=picture.height,
@@ -107,15 +114,15 @@ class Stages:
         return work.row
 
     def _publish(self, work: Work) -> None:
-        noisy, pixels = _held(work.noisy), _held(work.denoised)
-        format = self.config.written_format or noisy.format
-        picture = replace(noisy, pixels=pixels)
+        picture = _held(work.picture)
+        format = self.config.written_format or picture.format
         data = codec.encode(picture, format=format, quality=self.config.quality)
         path = Output(self.output).images / work.source["output_key"]
-        published = codec.decode(data, max_pixels=self.config.max_pixels).pixels if _lossy(picture, format) else pixels
+        lossy = _lossy(picture, format)
+        published = codec.decode(data, max_pixels=self.config.max_pixels).pixels if lossy else picture.pixels
         work.row["sigma_out_estimate"] = estimate_sigma(as_float(published))
         if work.source["reference_uri"] is not None:
-            work.row.update(self._against_reference(work.source["reference_uri"], noisy.pixels, published))
+            work.row.update(self._against_reference(work.source["reference_uri"], _held(work.noisy), published))
         storage.publish(path, data)
         work.row.update(status="ok", output_uri=str(path), bytes_out=len(data))
 
@@ -145,7 +152,7 @@ def _guarded(step: Callable[[Work], None], work: Work, timing: str) -> Work:
         step(work)
     except Exception as error:  # one picture never takes the job along
         logging.getLogger(__name__).debug("%s failed", work.source["key"], exc_info=True)
-        work.failed, work.noisy, work.denoised = True, None, None
+        work.failed, work.picture, work.noisy = True, None, None
         kind = error.kind if isinstance(error, codec.ImageError) else type(error).__name__
         work.row.update(status="error", error_type=kind, error_message=_first_line(error))
     work.row[timing] = time.perf_counter() - started
@@ -182,16 +189,16 @@ class DenoiseActor:
 
     def _denoise(self, work: Work) -> None:
         work.row["worker"] = self._worker
-        noisy = _held(work.noisy)
+        picture = _held(work.picture)
         card = self._denoiser.card
         sigma = self._stages.config.sigma
         if sigma == "auto":
             sigma = card.limited(work.row["sigma_in_estimate"])
-        result = self._denoiser.denoise(noisy.pixels, sigma=sigma, strength=self._stages.config.strength)
-        work.denoised = result.image
+        result = self._denoiser.denoise(picture.pixels, sigma=sigma, strength=self._stages.config.strength)
+        work.picture = replace(picture, pixels=result.image)
         work.row.update(sigma=result.sigma, tiles=result.tiles)
-        if work.source["reference_uri"] is None:  # drop what the last stage does not need
-            work.noisy = replace(noisy, pixels=np.empty((0, 0, noisy.pixels.shape[-1]), noisy.pixels.dtype))
+        if work.source["reference_uri"] is not None:
+            work.noisy = picture.pixels
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Denoise rows of pickled `Work`: the GPU actor between decoding and encoding tasks."""

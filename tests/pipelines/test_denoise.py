@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,14 +83,16 @@ def test_a_collection_is_denoised_as_the_denoiser_does_alone(
         assert row["bytes_in"] == (photographs / key).stat().st_size
         assert (row["status"], row["model"], row["sigma"], row["tiles"]) == ("ok", "tiny", 20, 1)
         assert None not in (row["decode_s"], row["infer_s"], row["encode_s"], row["worker"], row["finished_at"])
-        assert row["sigma_in_estimate"] > 10
+        if row["format"] in ("png", "tiff", "bmp"):  # the others' compression leaves less of the noise
+            assert row["sigma_in_estimate"] == pytest.approx(20, rel=0.2)
         assert row["sigma_out_estimate"] is not None
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest["status"] == "finished"
     assert manifest["config"]["sigma"] == 20
     assert manifest["summary"]["ok"] == 5
     assert manifest["model"]["sha256"] == denoiser.card.sha256
-    assert done.stderr.strip().split("\n") == ["denoising 5 pictures: starting Ray and the model"], "no chatter"
+    ours = re.compile(r"denoising 5 pictures: starting Ray and the model|\d of 5 pictures, .* images/s, 0 failed.*")
+    assert [line for line in done.stderr.splitlines() if not ours.fullmatch(line)] == [], "no chatter"
     assert not list(output.rglob("*.partial"))
 
 
@@ -151,16 +154,19 @@ print(json.dumps(denoise.run(DenoiseConfig(input={input!r}, output={output!r}, m
 
 def test_two_declared_gpus_get_an_actor_each(tmp_path: Path, photographs: Path, tiny_bundle: Path) -> None:
     """On a Ray that declares two GPUs, each of two actors sees one; the three-stage pipeline is what runs."""
+    large = np.tile(decode((photographs / "a.png").read_bytes()).pixels, (25, 18, 1))
+    PIL.Image.fromarray(large).save(photographs / "large.png")
+    for index in range(15):  # work enough for the second actor to start before the first has done it all
+        (photographs / f"large-{index}.png").hardlink_to(photographs / "large.png")
     script = TWO_GPUS.format(input=str(photographs), output=str(tmp_path / "out"), model=str(tiny_bundle))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["ok"] == 5
+    assert json.loads(done.stdout)["ok"] == 21
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["ray"]["plan"]["gpus"] == 1
     assert manifest["ray"]["plan"]["actors"] == 2
     workers = {row["worker"] for row in metrics(tmp_path / "out").values()}
     devices = sorted(worker.rsplit("/", 1)[1] for worker in workers)
-    assert set(devices) <= {"gpu0", "gpu1"}
     assert devices == ["gpu0", "gpu1"], "both actors worked, each with its own CUDA_VISIBLE_DEVICES"
 
 
@@ -169,5 +175,5 @@ def test_more_gpus_than_the_cluster_has_is_said_before_any_work(
 ) -> None:
     done = run(photographs, "--output", tmp_path / "out", "--model", tiny_bundle, "--gpus-per-actor", 8)
     assert done.returncode == 2
-    assert "gpus_per_actor is 8; allowed: at most the cluster's 0 GPUs" in done.stderr
+    assert "gpus_per_actor is 8; allowed: at most this machine's 0 GPUs" in done.stderr
     assert not (tmp_path / "out").exists()

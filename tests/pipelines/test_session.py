@@ -51,11 +51,30 @@ def test_tasks_grow_with_the_job(monkeypatch: pytest.MonkeyPatch, images: int, r
     assert plan(monkeypatch, now={"CPU": 5}, possible={"CPU": 5}, images=images).rows == rows
 
 
-def test_more_than_the_cluster_will_ever_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="gpus_per_actor is 4; allowed: at most the cluster's 2 GPUs"):
+def test_more_gpus_than_the_machine_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ValueError, match="gpus_per_actor is 4; allowed: at most this machine's 2 GPUs"):
         plan(monkeypatch, now={"CPU": 4}, possible={"CPU": 4, "GPU": 2}, gpus_per_actor=4)
-    with pytest.raises(ValueError, match="cpus_per_actor is 64; allowed: at most the cluster's 4 CPUs"):
-        plan(monkeypatch, now={"CPU": 4}, possible={"CPU": 4}, cpus_per_actor=64)
+
+
+def test_a_cluster_may_bring_what_it_does_not_have_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan(monkeypatch, now={}, possible={}, gpus_per_actor=1, actors=3, address="auto")
+    assert (made.actors, made.initial, made.gpus) == (3, 1, 1)
+
+
+def test_the_launchers_file_tells_what_can_come(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "ray_bootstrap_config.yaml"
+    path.write_text(
+        "max_workers: 8\n"
+        "available_node_types:\n"
+        "  head: {resources: {CPU: 0}, max_workers: 0}\n"
+        "  gpu: {resources: {CPU: 16, GPU: 1}, max_workers: 6}\n"
+        "  cpu: {resources: {CPU: 8}}\n"
+    )
+    monkeypatch.setattr(session.ray, "cluster_resources", lambda: {"CPU": 1, "memory": 5})
+    monkeypatch.setattr("ray._private.state.state.get_max_resources_from_cluster_config", lambda: None)
+    assert session.possible_resources(path) == {"CPU": 160, "GPU": 6, "memory": 5}
+    assert session.possible_resources(tmp_path / "none") == {"CPU": 1, "memory": 5}
 
 
 def test_the_address_comes_from_the_flag_then_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
