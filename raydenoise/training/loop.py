@@ -1,5 +1,6 @@
 """The fit loop of one process, on any Keras backend: knows neither ray nor storage."""
 
+import csv
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,9 +59,10 @@ def fit(recipe: Recipe, train: Sequence[Picture], validation: Sequence[Picture],
         callbacks=[
             keras.callbacks.SwapEMAWeights(),  # validate the moving average
             keras.callbacks.TerminateOnNaN(raise_error=True),
-            keras.callbacks.CSVLogger(str(folder / LOG), append=True),
+            keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: _log(folder, epoch, logs)),
             keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: _save(model, folder, clock)),
         ],
+        shuffle=False,  # the samples are drawn at random already, as a function of epoch and index
         verbose=2,
     )
     return network  # `fit` has just written the moving average over the raw weights
@@ -78,6 +80,16 @@ class _Clock:
 
     def write(self) -> None:
         (self._folder / CLOCK).write_text(f"{self._before + time.monotonic() - self._started:.1f}\n")
+
+
+def _log(folder: Path, epoch: int, logs: dict[str, float]) -> None:
+    path = folder / LOG
+    row = {"epoch": epoch, **logs}
+    with path.open("a", newline="") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(row))
+        if stream.tell() == 0:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def _save(model: keras.Model, folder: Path, clock: _Clock) -> None:

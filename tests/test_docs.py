@@ -1,0 +1,63 @@
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from raydenoise.config import DenoiseConfig, parse
+from raydenoise.data.schema import METRICS
+from raydenoise.model import networks
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_metrics_page_names_every_column_and_no_other() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| ([a-z_0-9, ]+) \| (string|int8|int32|int64|float|double|timestamp) \|", page, re.MULTILINE)
+    named = [name for names, _ in rows for name in names.split(", ")]
+    assert named == METRICS.names
+    short = {"timestamp[us, tz=UTC]": "timestamp"}
+    types = {name: short.get(str(METRICS.field(name).type), str(METRICS.field(name).type)) for name in METRICS.names}
+    assert {name: kind for names, kind in rows for name in names.split(", ")} == types
+
+
+def test_the_denoise_page_names_every_option() -> None:
+    page = (ROOT / "docs" / "denoise.md").read_text()
+    for entry in fields(DenoiseConfig):
+        word = "INPUT" if entry.name == "input" else "--" + entry.name.replace("_", "-")
+        assert word in page, word
+
+
+def test_the_models_page_names_every_network() -> None:
+    page = (ROOT / "docs" / "models.md").read_text()
+    assert set(re.findall(r"^\| `([a-z-]+)`", page, re.MULTILINE)) == set(networks.BUILDERS)
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.replace("\\\n", "").splitlines()]
+    return [line for line in lines if re.match(r"(\.venv/bin/)?raydenoise denoise |ray job submit ", line)]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_the_commands_of_the_readme_are_understood(command: str) -> None:
+    words = shlex.split(command)
+    config = parse(
+        DenoiseConfig,
+        words[next(i for i, w in enumerate(words) if "denoise" in Path(w).stem) + 1 :][
+            1 if words[0].endswith("raydenoise") else 0 :
+        ],
+        prog="",
+        description="",
+    )
+    assert config.input
+    assert config.output
+
+
+@pytest.mark.parametrize(
+    "page", sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]), ids=lambda page: page.name
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert "://" in target or (page.parent / target).exists(), target
