@@ -43,14 +43,8 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_the_commands_of_the_readme_are_understood(command: str) -> None:
     words = shlex.split(command)
-    config = parse(
-        DenoiseConfig,
-        words[next(i for i, w in enumerate(words) if "denoise" in Path(w).stem) + 1 :][
-            1 if words[0].endswith("raydenoise") else 0 :
-        ],
-        prog="",
-        description="",
-    )
+    verb = next(index for index, word in enumerate(words) if Path(word).stem == "denoise")
+    config = parse(DenoiseConfig, words[verb + 1 :], prog="", description="")
     assert config.input
     assert config.output
 

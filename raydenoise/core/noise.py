@@ -1,7 +1,11 @@
 """Noise models drawn from an explicit generator, and the estimate of the noise level of a picture."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+from raydenoise.core.metrics import as_float
 
 FloatImage = NDArray[np.float32]
 
@@ -68,7 +72,7 @@ def quantize(image: NDArray[np.floating], *, bits: int = 8) -> FloatImage:
     return rounded
 
 
-def estimate_sigma(image: NDArray[np.floating]) -> float:
+def estimate_sigma(image: NDArray[Any]) -> float:
     """Estimate the level of white Gaussian noise from the weakest principal components of small patches.
 
     Texture lives in few components of the patches; the others hold noise alone, so that their variances scatter evenly
@@ -76,7 +80,7 @@ def estimate_sigma(image: NDArray[np.floating]) -> float:
     algorithm 1: drop the largest eigenvalues until the mean of the rest equals their median.
 
     Args:
-        image: (H, W, C) in [0, 1] or beyond. Grey repeated on three planes counts as grey.
+        image: (H, W, C) uint8, uint16, or floats in [0, 1] or beyond. Grey repeated on three planes counts as grey.
 
     Returns:
         Standard deviation in 8-bit grey levels, 0 for a picture too small to tell (below about 12x12).
@@ -94,16 +98,16 @@ def estimate_sigma(image: NDArray[np.floating]) -> float:
     return float(255 * np.sqrt(max(mean, 0.0)))
 
 
-def _enough(planes: NDArray[np.floating], side: int) -> bool:
+def _enough(planes: NDArray[Any], side: int) -> bool:
     """Whether a picture has four patches for each of their dimensions, the least that a covariance needs."""
     height, width, channels = planes.shape
     return bool(min(height, width) >= side) and (height - side + 1) * (width - side + 1) >= 4 * side * side * channels
 
 
-def _sample_patches(planes: NDArray[np.floating], side: int) -> NDArray[np.float32]:
+def _sample_patches(planes: NDArray[Any], side: int) -> NDArray[np.float32]:
     """Take up to MAX_PATCHES patches on an even grid: (count, side * side * C)."""
     windows = np.lib.stride_tricks.sliding_window_view(planes, (side, side), axis=(0, 1))
     rows, columns = windows.shape[:2]
     step = max(1, int(np.ceil(np.sqrt(rows * columns / MAX_PATCHES))))
     chosen = windows[::step, ::step]
-    return chosen.reshape(-1, chosen[0, 0].size).astype(np.float32)
+    return as_float(chosen.reshape(-1, chosen[0, 0].size))

@@ -118,7 +118,7 @@ class Denoiser:
         if self.card.sigma_range is None:
             return None
         if sigma == "auto":
-            return self.card.limited(estimate_sigma(as_float(noisy)))
+            return self.card.limited(estimate_sigma(noisy))
         check_sigma(sigma, card=self.card)
         return float(sigma)
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from raydenoise.config import DenoiseConfig
 from raydenoise.core import image as codec
-from raydenoise.core.metrics import as_float, quality
+from raydenoise.core.metrics import quality
 from raydenoise.core.noise import estimate_sigma
 from raydenoise.data import storage
 from raydenoise.data.manifest import Output, utc_now
@@ -104,7 +104,7 @@ class Stages:
             channels=picture.channels,
             bit_depth=picture.bit_depth,
             note=picture.note,
-            sigma_in_estimate=estimate_sigma(as_float(picture.pixels)),
+            sigma_in_estimate=estimate_sigma(picture.pixels),
         )
 
     def publish(self, work: Work) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class Stages:
         path = Output(self.output).images / work.source["output_key"]
         lossy = _lossy(picture, format)
         published = codec.decode(data, max_pixels=self.config.max_pixels).pixels if lossy else picture.pixels
-        work.row["sigma_out_estimate"] = estimate_sigma(as_float(published))
+        work.row["sigma_out_estimate"] = estimate_sigma(published)
         if work.source["reference_uri"] is not None:
             work.row.update(self._against_reference(work.source["reference_uri"], _held(work.noisy), published))
         storage.publish(path, data)
