@@ -28,7 +28,6 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-# Exit status 5 is pytest's "no test was selected": this release has no slow test yet.
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
 

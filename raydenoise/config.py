@@ -19,12 +19,18 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 def sigma(text: object) -> Sigma:
     """Read a noise level: "auto" or a number."""
-    return "auto" if text == "auto" else float(str(text))
+    try:
+        return "auto" if text == "auto" else float(str(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no noise level; allowed: auto, or 8-bit grey levels") from None
 
 
 def actors(text: object) -> int | Literal["auto"]:
     """Read a number of actors: "auto" or a number."""
-    return "auto" if text == "auto" else int(str(text))
+    try:
+        return "auto" if text == "auto" else int(str(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of actors; allowed: auto, or 1 and more") from None
 
 
 def _option(help: str, *, default: Any = MISSING, read: Any = str, **flag: Any) -> Any:
@@ -171,5 +177,5 @@ def _typed(entry: Any, value: object, path: Path) -> Any:
         if not isinstance(value, _YAML_TYPES[read]) or (isinstance(value, bool) and read is not bool):
             raise TypeError(type(value).__name__)
         return read(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
         raise ValueError(f"--config {path}: {entry.name} is {value!r}; allowed: {entry.metadata['help']}") from error

@@ -165,8 +165,14 @@ def test_choices_are_named(
         (["in", "--output", "out", "--qualty", "90"], "unrecognized arguments: --qualty 90"),
         (["in", "--output", "out", "--qual", "90"], "unrecognized arguments: --qual 90"),
         (["in", "more", "--output", "out"], "unrecognized arguments: more"),
-        (["in", "--output", "out", "--sigma", "loud"], "argument --sigma: invalid sigma value: 'loud'"),
-        (["in", "--output", "out", "--actors", "1.5"], "argument --actors: invalid actors value: '1.5'"),
+        (
+            ["in", "--output", "out", "--sigma", "loud"],
+            "argument --sigma: 'loud' is no noise level; allowed: auto, or 8-bit grey levels",
+        ),
+        (
+            ["in", "--output", "out", "--actors", "1.5"],
+            "argument --actors: '1.5' is no number of actors; allowed: auto, or 1 and more",
+        ),
         (["in", "--output", "out", "--quality", "high"], "argument --quality: invalid int value: 'high'"),
     ],
 )

@@ -36,10 +36,12 @@ __all__ = [
     "DEFAULT_EXTENSION",
     "DEFAULT_MAX_PIXELS",
     "EXTENSIONS",
+    "HEAD_BYTES",
     "ErrorKind",
     "Format",
     "Image",
     "ImageError",
+    "admit",
     "decode",
     "encode",
 ]
@@ -62,6 +64,7 @@ DEFAULT_EXTENSION: dict[Format, str] = {
     "webp": ".webp",
     "bmp": ".bmp",
 }
+HEAD_BYTES = 256  # what tells the format
 DEFAULT_MAX_PIXELS = 200_000_000  # 600 MB as 8-bit RGB; the largest camera sensors stay below it
 
 _READERS: Mapping[Format, Callable[..., Decoded]] = {
@@ -189,6 +192,24 @@ def decode(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image:
         message = f"the {format} file of {len(data):,} bytes cannot be decoded: {text}"
         raise ImageError(kind, message) from error
     return _image(decoded, format)
+
+
+def admit(head: bytes, size: int, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+    """Refuse a file by its beginning and its size, before it is read whole: a video is no picture.
+
+    Args:
+        head: its first `HEAD_BYTES` bytes.
+        size: bytes in all.
+        max_pixels: a file of more than four 16-bit samples for each of them, and 64 MiB besides, is refused.
+
+    Raises:
+        ImageError: it is none of the formats, or too large.
+    """
+    if head:
+        _sniff(head)
+    most = 8 * max_pixels + (1 << 26)
+    if size > most:
+        raise ImageError("too_large", f"the file has {size:,} bytes; allowed: {most:,}; --max-pixels raises it")
 
 
 def _sniff(data: bytes) -> Format:

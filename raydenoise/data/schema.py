@@ -47,6 +47,7 @@ METRICS = pa.schema(
         ("encode_s", pa.float32()),
         ("worker", pa.string()),
         ("finished_at", pa.timestamp("us", tz="UTC")),
+        ("precision", pa.string()),
         ("note", pa.string()),
     ]
 )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from raydenoise.core.image import DEFAULT_EXTENSION, EXTENSIONS, Format
+from raydenoise.core.image import DEFAULT_EXTENSION, DEFAULT_MAX_PIXELS, EXTENSIONS, HEAD_BYTES, Format, admit
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,27 @@ def list_sources(pattern: str, *, argument: str = "input") -> list[Source]:
 
 
 def _walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Walk a folder; linked folders too, but none inside itself. A broken link counts as a file, a pipe does not."""
+    """Walk a folder; linked folders too, but none inside itself.
+
+    What cannot be looked into (a broken link, a folder without permission) counts as a file, so that its row says why;
+    a pipe or a device does not.
+    """
     real = os.path.realpath(folder)
     if real in above:
         return
-    for entry in os.scandir(folder):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
+    try:
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError:
+        yield folder
+        return
+    for entry in entries:
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file() or entry.is_symlink()
+        except OSError:  # a link to itself
+            is_folder, is_file = False, True
+        if is_folder:
             yield from _walk(Path(entry.path), above | {real})
-        elif entry.is_file() or entry.is_symlink():
+        elif is_file:
             yield Path(entry.path)
 
 
@@ -147,6 +158,19 @@ def _stem(key: str) -> str:
 def read(uri: str) -> bytes:
     """Read a file whole."""
     return Path(uri).read_bytes()
+
+
+def read_picture(uri: str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
+    """Read a picture's file whole, once its beginning and size tell that it can be one.
+
+    Raises:
+        ImageError: they do not.
+        OSError: it cannot be read.
+    """
+    with Path(uri).open("rb") as stream:
+        head = stream.read(HEAD_BYTES)
+        admit(head, os.fstat(stream.fileno()).st_size, max_pixels=max_pixels)
+        return head + stream.read()
 
 
 def publish(path: Path, data: bytes) -> None:

@@ -1,6 +1,7 @@
 """The main job: list -> decode -> denoise -> publish -> metrics rows -> parquet, on Ray Data."""
 
 import logging
+import os
 import tempfile
 import time
 from dataclasses import asdict
@@ -18,9 +19,10 @@ from raydenoise.data.manifest import MetricsWriter, Output, utc_now, versions
 from raydenoise.data.schema import SOURCES
 from raydenoise.model.card import Card, check_sigma, locate, read_checked
 from raydenoise.pipelines.progress import Display, Totals
-from raydenoise.pipelines.session import Plan, cluster_address, make_plan, session
+from raydenoise.pipelines.session import Plan, cluster_address, make_plan, session, waiting_for_nodes
 from raydenoise.pipelines.stages import DenoiseActor, FusedActor, ModelFiles, Stages, decode_batch, publish_batch
 
+BLOCK_BYTES = 4096  # a few metrics rows, or one picture: rows come as they are done, not at the end of a task
 GPU_BATCH = 4  # pictures handed to a GPU actor at a time; Ray wants a number with num_gpus
 
 
@@ -45,6 +47,7 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
     }
     with session(config):
         plan = make_plan(config, images=len(sources))
+        manifest["tile"] = card.grid(config.tile).tile
         manifest["ray"] = {"address": cluster_address(config) or "local", "plan": asdict(plan)}
         output.write_manifest(manifest)
         manifest["status"] = "broken"  # unless it ends otherwise
@@ -54,11 +57,12 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
             manifest["status"] = "finished"
         except ValueError as error:  # Ray's task errors take the type of their cause: no argument is to blame here
             raise RuntimeError(str(error)) from error
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # `ray job stop` raises the latter
             manifest["status"] = "interrupted"
             raise
         finally:
             summary = totals.summary(seconds=time.monotonic() - started, output=str(output.root))
+            manifest["precision"] = sorted(totals.precisions)
             manifest.update(finished_at=utc_now().isoformat(), summary=summary)
             output.write_manifest(manifest)
     return summary
@@ -78,13 +82,14 @@ def _execute(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.target_max_block_size = BLOCK_BYTES
     logging.getLogger("ray.data").setLevel(logging.INFO if config.verbose else logging.ERROR)
     stages = Stages(config, output.root, {"model": card.name, "model_sha256": card.sha256})
     blocks = [sources.slice(first, plan.rows) for first in range(0, len(sources), plan.rows)]
-    results = denoise(ray.data.from_arrow(blocks), files=files, stages=stages, plan=plan)
+    results = denoise(ray.data.from_blocks(blocks), files=files, stages=stages, plan=plan)
 
     writer = MetricsWriter(output, now=time.monotonic())
-    with Display(len(sources), quiet=config.quiet, waiting=partial(_waiting, plan)) as display:
+    with Display(len(sources), quiet=config.quiet, waiting=partial(waiting_for_nodes, plan)) as display:
         try:
             for rows in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 writer.add(rows, now=time.monotonic())
@@ -92,6 +97,8 @@ def _execute(
                 display.update(done=totals.images, failed=totals.failed)
         finally:
             writer.flush(now=time.monotonic())
+    if totals.images != len(sources):
+        raise RuntimeError(f"{totals.images} of {len(sources)} pictures have a row; the others were lost on the way")
 
 
 def denoise(sources: ray.data.Dataset, *, files: ModelFiles, stages: Stages, plan: Plan) -> ray.data.Dataset:
@@ -144,6 +151,7 @@ def read_model(config: DenoiseConfig) -> tuple[ModelFiles, Card]:
     if path.is_dir():
         files, card = ModelFiles.read(path), read_checked(path)
     else:
+        os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave the GPU to the actors
         from raydenoise.model import bundle  # imports keras: only a bare file needs it here
 
         with tempfile.TemporaryDirectory() as folder:
@@ -154,12 +162,3 @@ def read_model(config: DenoiseConfig) -> tuple[ModelFiles, Card]:
     if config.sigma != "auto":
         check_sigma(config.sigma, card=card)
     return files, card
-
-
-def _waiting(plan: Plan) -> str | None:
-    """Why nothing has come yet, where the reason is a node that is not there."""
-    now = ray.cluster_resources()
-    for name, asked in (("GPU", plan.gpus), ("CPU", plan.cpus)):
-        if asked > now.get(name, 0):
-            return f"waiting for nodes: an actor asks for {asked:g} {name}, the cluster has {now.get(name, 0):g} now"
-    return None

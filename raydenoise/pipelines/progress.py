@@ -29,6 +29,7 @@ class Totals:
     unpaired: int = 0
     psnr_noisy: float = 0.0
     psnr_denoised: float = 0.0
+    precisions: set[str] = field(default_factory=set)
     failures: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, rows: pa.Table, *, referenced: bool) -> None:
@@ -42,6 +43,7 @@ class Totals:
         self.measured += len(both)
         self.psnr_noisy += pc.sum(both["psnr_noisy"]).as_py() or 0.0
         self.psnr_denoised += pc.sum(both["psnr_denoised"]).as_py() or 0.0
+        self.precisions |= set(pc.unique(ok["precision"]).to_pylist())
         self.unpaired += ok["mse_noisy"].null_count if referenced else 0
         if len(self.failures) < SHOWN_FAILURES:
             bad = rows.filter(pc.equal(rows["status"], "error")).select(["key", "error_message"]).to_pylist()

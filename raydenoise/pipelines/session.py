@@ -9,6 +9,7 @@ from pathlib import Path
 
 import ray
 import yaml
+from ray._private.utils import get_num_cpus
 
 from raydenoise.config import DenoiseConfig
 
@@ -55,7 +56,6 @@ def session(config: DenoiseConfig) -> Iterator[None]:
     """
     address = cluster_address(config)
     level = logging.INFO if config.verbose else logging.ERROR
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     common = {"log_to_driver": config.verbose, "logging_level": level, "configure_logging": True}
     if address is None:
         ray.init(address="local", num_cpus=_local_cpus(config), include_dashboard=False, **common)
@@ -73,7 +73,7 @@ def session(config: DenoiseConfig) -> Iterator[None]:
 
 def _local_cpus(config: DenoiseConfig) -> int:
     """Declare the machine's cores and one more: the driver's own small tasks cost little but need a slot."""
-    cores = len(os.sched_getaffinity(0))
+    cores = int(get_num_cpus())  # of the container, not of the host under it
     asked = 0 if config.actors == "auto" else config.actors * (config.cpus_per_actor or 1)
     return max(cores, asked, config.cpus_per_actor or 1) + 1
 
@@ -87,16 +87,16 @@ def make_plan(config: DenoiseConfig, *, images: int) -> Plan:
     Raises:
         ValueError: an actor asks for more GPUs or CPUs than the private local Ray has.
     """
-    now, possible = ray.cluster_resources(), possible_resources()
     private = cluster_address(config) is None
+    now = ray.cluster_resources()
+    possible = now if private else possible_resources()
     gpus = config.gpus_per_actor
     if gpus is None:
         gpus = 1.0 if possible.get("GPU", 0) >= 1 else 0.0
     if private and gpus > possible.get("GPU", 0):
         raise ValueError(f"gpus_per_actor is {gpus:g}; allowed: at most this machine's {possible.get('GPU', 0):g} GPUs")
-    node_cpus = _smallest_node_cpus()
-    # Up to 8 actors a node: each holds TensorFlow (about 0.7 GB), and a few threads each lose little.
-    cpus = config.cpus_per_actor or (1 if gpus else max(1, node_cpus // 8))
+    # At most 8 actors a node: each holds TensorFlow (about 0.7 GB), and a few threads each lose little.
+    cpus = config.cpus_per_actor or (1 if gpus else max(1, -(-(_smallest_node_cpus() - 1) // 8)))
 
     def room(resources: dict[str, float]) -> int:
         # One CPU stays free: decoding and encoding beside a GPU, Ray's own tasks beside CPU actors.
@@ -148,3 +148,11 @@ def _launcher_resources(path: Path) -> dict[str, float]:
 def _smallest_node_cpus() -> int:
     cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     return min((count for count in cpus if count), default=1)
+
+
+def waiting_for_nodes(plan: Plan) -> str | None:
+    """Why nothing has come yet, where the reason is a node that is not there."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(node.get("CPU", 0) >= plan.cpus and node.get("GPU", 0) >= plan.gpus for node in nodes):
+        return None
+    return f"waiting for nodes: an actor asks for {plan.cpus} CPUs and {plan.gpus:g} GPUs; no node that is up has them"

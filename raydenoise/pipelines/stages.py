@@ -38,7 +38,7 @@ Done = TypeVar("Done")
 
 AHEAD = 2  # pictures read ahead and written behind per actor: hides storage latency, bounds memory
 MESSAGE_LENGTH = 300  # characters of an error message that reach the table
-PIXELS = pa.schema([("work", pa.binary())])  # pixels between processes; one picture a row
+PIXELS = pa.schema([("work", pa.large_binary())])  # pixels between processes; one picture a row
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Stages:
         return _guarded(self._decode, work, "decode_s")
 
     def _decode(self, work: Work) -> None:
-        data = storage.read(work.source["uri"])
+        data = storage.read_picture(work.source["uri"], max_pixels=self.config.max_pixels)
         work.row["bytes_in"] = len(data)
         picture = codec.decode(data, max_pixels=self.config.max_pixels)
         work.picture = picture
@@ -120,27 +120,32 @@ class Stages:
         path = Output(self.output).images / work.source["output_key"]
         lossy = _lossy(picture, format)
         published = codec.decode(data, max_pixels=self.config.max_pixels).pixels if lossy else picture.pixels
+        published = published[..., : picture.pixels.shape[-1]]  # WebP turns grey into three equal planes
         work.row["sigma_out_estimate"] = estimate_sigma(published)
         if work.source["reference_uri"] is not None:
-            work.row.update(self._against_reference(work.source["reference_uri"], _held(work.noisy), published))
+            self._compare(work, published)
+        elif self.config.reference is not None:
+            _add_note(work.row, f"no metrics: no picture of this path below {self.config.reference}")
         storage.publish(path, data)
         work.row.update(status="ok", output_uri=str(path), bytes_out=len(data))
 
-    def _against_reference(self, uri: str, noisy: NDArray[Any], published: NDArray[Any]) -> dict[str, Any]:
+    def _compare(self, work: Work, published: NDArray[Any]) -> None:
         """Measure against the clean picture; one that cannot be used is named in the note, the result stands."""
+        uri = work.source["reference_uri"]
         try:
-            clean = codec.decode(storage.read(uri), max_pixels=self.config.max_pixels).pixels
-            before, after = quality(clean, noisy), quality(clean, published)
+            data = storage.read_picture(uri, max_pixels=self.config.max_pixels)
+            clean = codec.decode(data, max_pixels=self.config.max_pixels).pixels
+            before, after = quality(clean, _held(work.noisy)), quality(clean, published)
         except (OSError, ValueError) as error:
-            return {"note": f"no metrics: reference {uri}: {_first_line(error)}"}
-        return {
-            "psnr_noisy": before.psnr,
-            "psnr_denoised": after.psnr,
-            "ssim_noisy": before.ssim,
-            "ssim_denoised": after.ssim,
-            "mse_noisy": before.mse,
-            "mse_denoised": after.mse,
-        }
+            _add_note(work.row, f"no metrics: reference {uri}: {_first_line(error)}")
+            return
+        for name in ("psnr", "ssim", "mse"):
+            work.row[f"{name}_noisy"] = getattr(before, name)
+            work.row[f"{name}_denoised"] = getattr(after, name)
+
+
+def _add_note(row: dict[str, Any], text: str) -> None:
+    row["note"] = "; ".join(filter(None, (row.get("note"), text)))
 
 
 def _guarded(step: Callable[[Work], None], work: Work, timing: str) -> Work:
@@ -188,7 +193,7 @@ class DenoiseActor:
         return _guarded(self._denoise, work, "infer_s")
 
     def _denoise(self, work: Work) -> None:
-        work.row["worker"] = self._worker
+        work.row.update(worker=self._worker, precision=self._denoiser.precision)
         picture = _held(work.picture)
         card = self._denoiser.card
         sigma = self._stages.config.sigma
@@ -213,11 +218,11 @@ class FusedActor(DenoiseActor):
         self._readers = ThreadPoolExecutor(AHEAD, thread_name_prefix="read")
         self._writers = ThreadPoolExecutor(AHEAD, thread_name_prefix="write")
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Read ahead, denoise, write behind; at most `AHEAD` pictures wait on either side."""
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Read ahead, denoise, write behind; at most `AHEAD` + 1 pictures wait on either side. Yields row by row."""
         decoded = ahead(self._readers, self._stages.decode, batch.to_pylist())
-        published = ahead(self._writers, self._stages.publish, map(self.denoise, decoded))
-        return metrics_table(list(published))
+        for row in ahead(self._writers, self._stages.publish, map(self.denoise, decoded)):
+            yield metrics_table([row])
 
 
 def ahead(pool: ThreadPoolExecutor, step: Callable[[Item], Done], items: Iterable[Item]) -> Iterator[Done]:
@@ -257,6 +262,8 @@ def load_denoiser(files: ModelFiles, config: DenoiseConfig, threads: int | None)
     """Load the model in an actor, with the threads that are its own and GPU memory that grows on demand."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
+    if not assigned_gpus():  # Ray hides no GPU from an actor that asked for none
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     import tensorflow as tf  # thread settings: Ray's num_cpus does not reach it
 
     if threads is not None:
@@ -269,7 +276,12 @@ def load_denoiser(files: ModelFiles, config: DenoiseConfig, threads: int | None)
         return Denoiser.load(folder, tile=config.tile, precision=config.precision, batch_tiles=config.batch_tiles)
 
 
+def assigned_gpus() -> list[str]:
+    """The GPUs that Ray gave to this process."""
+    return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])]
+
+
 def worker_name() -> str:
-    """Name this process in the metrics: host, process and GPUs."""
-    gpus = ",".join(str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
-    return f"{socket.gethostname()}/{os.getpid()}" + (f"/gpu{gpus}" if gpus else "")
+    """Name this process in the metrics: host, process and the CUDA devices it sees."""
+    devices = f"/gpu{os.environ.get('CUDA_VISIBLE_DEVICES', '')}" if assigned_gpus() else ""
+    return f"{socket.gethostname()}/{os.getpid()}{devices}"

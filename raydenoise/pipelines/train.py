@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments=recipe.arguments,
         sigma_range=recipe.sigma_range,
         training={
-            "command": shlex.join(["python", "-m", "raydenoise.pipelines.train", *given]),
+            "command": command(given, folders=[*arguments.pictures, *arguments.shrunk]),
             "recipe": asdict(recipe),
             "pictures": len(train),
             "duration_s": round(spent_seconds(arguments.output)),
@@ -68,6 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print(f"wrote {arguments.output / 'bundle'}")
     return 0
+
+
+def command(given: Sequence[str], *, folders: Sequence[str]) -> str:
+    """Write a command line down with $NAME for the folder .../name: where they lie is nobody's business."""
+    words = ["$" + Path(word).name.upper() if word in folders else shlex.quote(word) for word in given]
+    return " ".join(["python -m raydenoise.pipelines.train", *words])
 
 
 def read_pictures(folder: str, prepare: Callable[[Picture, int], Picture]) -> Iterator[tuple[int, Picture]]:

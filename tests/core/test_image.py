@@ -27,6 +27,7 @@ from raydenoise.core.image import (
     Format,
     Image,
     ImageError,
+    admit,
     decode,
     encode,
 )
@@ -1109,3 +1110,21 @@ def test_block_that_is_no_exif_is_an_error() -> None:
 def test_image_of_other_arrays_is_an_error(pixels: Array, alpha: Array | None, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         Image(pixels, alpha, "png")
+
+
+@pytest.mark.parametrize(
+    ("head", "size", "kind", "message"),
+    [
+        (b"\x00\x00\x00\x20ftypmp42", 10**9, "not_an_image", "no image file"),
+        (b"\x89PNG\r\n\x1a\n", 10**9, "too_large", "the file has 1,000,000,000 bytes; allowed: 67,908,864"),
+    ],
+)
+def test_a_file_that_cannot_be_a_picture_is_refused_unread(head: bytes, size: int, kind: str, message: str) -> None:
+    with pytest.raises(ImageError, match=message) as caught:
+        admit(head, size, max_pixels=100_000)
+    assert caught.value.kind == kind
+
+
+def test_a_beginning_of_a_picture_is_admitted() -> None:
+    admit(b"\x89PNG\r\n\x1a\n", 10**6, max_pixels=100_000)
+    admit(b"", 0)  # decode says that it is empty

@@ -21,12 +21,15 @@ def test_a_cpu_machine_gets_an_actor_a_core_but_one(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_large_cpu_node_gets_eight_actors_with_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = plan(monkeypatch, now={"CPU": 65}, possible={"CPU": 65}, node=65)
-    assert (made.actors, made.cpus) == (8, 8)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for cpus, threads in ((65, 8), (15, 2)):
+        made = plan(monkeypatch, now={"CPU": cpus}, possible={}, node=cpus)
+        assert made.cpus == threads
+        assert made.actors == (cpus - 1) // threads <= 8
 
 
 def test_gpus_that_the_autoscaler_can_bring_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = plan(monkeypatch, now={"CPU": 2}, possible={"CPU": 34, "GPU": 8})
+    made = plan(monkeypatch, now={"CPU": 2}, possible={"CPU": 34, "GPU": 8}, address="auto")
     assert (made.actors, made.initial, made.gpus, made.fused) == (8, 1, 1, False)
 
 
@@ -54,7 +57,7 @@ def test_tasks_grow_with_the_job(monkeypatch: pytest.MonkeyPatch, images: int, r
 def test_more_gpus_than_the_machine_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ValueError, match="gpus_per_actor is 4; allowed: at most this machine's 2 GPUs"):
-        plan(monkeypatch, now={"CPU": 4}, possible={"CPU": 4, "GPU": 2}, gpus_per_actor=4)
+        plan(monkeypatch, now={"CPU": 4, "GPU": 2}, possible={}, gpus_per_actor=4)
 
 
 def test_a_cluster_may_bring_what_it_does_not_have_yet(monkeypatch: pytest.MonkeyPatch) -> None:
