@@ -178,8 +178,7 @@ def resunet(*, filters: Sequence[int] = (48, 128), depth: int = 2, channels: int
 
 
 def _conv3(width: int, *, kernel_initializer: str = "glorot_uniform") -> layers.Layer:
-    # With He initialisation the sums of the residual blocks grow to a spread of 25 where Glorot's stay at 1: a network
-    # trained from there had a spike in its loss and ended 0.4 dB below what its cost allows.
+    # Glorot: the sums of the residual blocks begin at a spread of 1; with He initialisation it is 25.
     return layers.Conv2D(width, 3, padding="same", use_bias=False, kernel_initializer=kernel_initializer)
 
 
