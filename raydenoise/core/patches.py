@@ -28,7 +28,7 @@ def random_crop(pictures: Sequence[NDArray[np.uint8]], *, side: int, rng: np.ran
 
 
 def augment(patch: NDArray[np.uint8], *, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Flip, turn by quarters and reorder the channels of a square patch at random.
+    """Flip and turn by quarters a square patch at random.
 
     Args:
         patch: (side, side, C).
@@ -38,9 +38,7 @@ def augment(patch: NDArray[np.uint8], *, rng: np.random.Generator) -> NDArray[np
         (side, side, C) of the same values.
     """
     patch = np.rot90(patch, int(rng.integers(4)))
-    if rng.integers(2):
-        patch = patch[:, ::-1]
-    return patch[..., rng.permutation(patch.shape[-1])]
+    return patch[:, ::-1] if rng.integers(2) else patch
 
 
 def to_grey(patch: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -19,7 +19,7 @@ from raydenoise.data.manifest import MetricsWriter, Output, utc_now, versions
 from raydenoise.data.schema import SOURCES
 from raydenoise.model.card import Card, check_sigma, locate, read_checked
 from raydenoise.pipelines.progress import Display, Totals
-from raydenoise.pipelines.session import Plan, cluster_address, make_plan, session, waiting_for_nodes
+from raydenoise.pipelines.session import Plan, cluster_address, local_cpus, make_plan, session, waiting_for_nodes
 from raydenoise.pipelines.stages import DenoiseActor, FusedActor, ModelFiles, Stages, decode_batch, publish_batch
 
 BLOCK_BYTES = 4096  # a few metrics rows, or one picture: rows come as they are done, not at the end of a task
@@ -45,10 +45,11 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
         "model": {"name": card.name, "sha256": card.sha256, "architecture": card.architecture},
         "versions": versions(),
     }
-    with session(config):
+    address = cluster_address(config.address)
+    with session(address, cpus=local_cpus(config), verbose=config.verbose):
         plan = make_plan(config, images=len(sources))
         manifest["tile"] = card.grid(config.tile).tile
-        manifest["ray"] = {"address": cluster_address(config) or "local", "plan": asdict(plan)}
+        manifest["ray"] = {"address": address or "local", "plan": asdict(plan)}
         output.write_manifest(manifest)
         manifest["status"] = "broken"  # unless it ends otherwise
         totals = Totals()

@@ -42,23 +42,28 @@ class Plan:
         return self.gpus == 0
 
 
-def cluster_address(config: DenoiseConfig) -> str | None:
+def cluster_address(given: str | None) -> str | None:
     """Where Ray is: --address, else RAY_ADDRESS (a submitted job has it), else None for a private local one."""
-    return config.address or os.environ.get("RAY_ADDRESS") or None
+    return given or os.environ.get("RAY_ADDRESS") or None
 
 
 @contextmanager
-def session(config: DenoiseConfig) -> Iterator[None]:
+def session(address: str | None, *, cpus: int, gpus: int | None = None, verbose: bool) -> Iterator[None]:
     """Connect to the cluster or start a private local Ray, quiet unless asked, and leave it at the end.
+
+    Args:
+        address: of the cluster; None for a private local Ray.
+        cpus: that a private local Ray declares.
+        gpus: that it declares; None for those of the machine.
+        verbose: let Ray talk.
 
     Raises:
         ValueError: no Ray answers at the address.
     """
-    address = cluster_address(config)
-    level = logging.INFO if config.verbose else logging.ERROR
-    common = {"log_to_driver": config.verbose, "logging_level": level, "configure_logging": True}
+    level = logging.INFO if verbose else logging.ERROR
+    common = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
     if address is None:
-        ray.init(address="local", num_cpus=_local_cpus(config), include_dashboard=False, **common)
+        ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, **common)
     else:
         try:
             ray.init(address=address, **common)
@@ -71,11 +76,15 @@ def session(config: DenoiseConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def _local_cpus(config: DenoiseConfig) -> int:
+def cores() -> int:
+    """Count the cores of this machine, or of the container on it."""
+    return int(get_num_cpus())
+
+
+def local_cpus(config: DenoiseConfig) -> int:
     """Declare the machine's cores and one more: the driver's own small tasks cost little but need a slot."""
-    cores = int(get_num_cpus())  # of the container, not of the host under it
     asked = 0 if config.actors == "auto" else config.actors * (config.cpus_per_actor or 1)
-    return max(cores, asked, config.cpus_per_actor or 1) + 1
+    return max(cores(), asked, config.cpus_per_actor or 1) + 1
 
 
 def make_plan(config: DenoiseConfig, *, images: int) -> Plan:
@@ -87,7 +96,7 @@ def make_plan(config: DenoiseConfig, *, images: int) -> Plan:
     Raises:
         ValueError: an actor asks for more GPUs or CPUs than the private local Ray has.
     """
-    private = cluster_address(config) is None
+    private = cluster_address(config.address) is None
     now = ray.cluster_resources()
     possible = now if private else possible_resources()
     gpus = config.gpus_per_actor

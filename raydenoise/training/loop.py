@@ -3,11 +3,13 @@
 import csv
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import keras
 
 from raydenoise.model.networks import Network, build
+from raydenoise.model.precision import rebuilt
 from raydenoise.training.batches import Picture, TrainingBatches, mean_psnr, validation_set
 from raydenoise.training.recipe import Recipe, loss, optimizer
 
@@ -40,6 +42,7 @@ def fit(recipe: Recipe, train: Sequence[Picture], validation: Sequence[Picture],
     folder.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(recipe.seed)
     network = build(recipe.architecture, **recipe.arguments)
+    network = replace(network, model=rebuilt(network.model, precision=recipe.precision))
     model = network.model
     model.compile(
         optimizer=optimizer(recipe),

@@ -53,12 +53,12 @@ def test_every_window_of_every_picture_comes() -> None:
 
 @given(side=st.integers(1, 9), channels=st.sampled_from((1, 3)), seed=st.integers(0, 2**32 - 1))
 @settings(deadline=None)
-def test_augment_permutes_pixels_and_channels_only(side: int, channels: int, seed: int) -> None:
+def test_augment_moves_whole_pixels_only(side: int, channels: int, seed: int) -> None:
     patch = np.random.default_rng(seed).integers(0, 256, (side, side, channels), np.uint8)
     found = augment(patch, rng=np.random.default_rng(seed))
     assert (found.shape, found.dtype) == (patch.shape, patch.dtype)
-    pixels, moved = ([tuple(sorted(pixel)) for pixel in array.reshape(-1, channels)] for array in (patch, found))
-    assert sorted(pixels) == sorted(moved)  # whole pixels stay together
+    pixels, moved = ([tuple(pixel) for pixel in array.reshape(-1, channels)] for array in (patch, found))
+    assert sorted(pixels) == sorted(moved)
     assert np.array_equal(found, augment(patch, rng=np.random.default_rng(seed)))
 
 
@@ -69,12 +69,6 @@ def test_augment_reaches_all_8_orientations() -> None:
     square = [np.rot90(side, turns) for side in (patch, patch.transpose(1, 0, 2)) for turns in range(4)]
     assert set(found) == {np.ascontiguousarray(array).tobytes() for array in square}
     assert all(abs(count - 200) < 70 for count in found.values())  # 13 is one standard error
-
-
-def test_augment_reaches_all_6_orders_of_the_channels() -> None:
-    patch = np.array([[[1, 2, 3]]], np.uint8)
-    rng = np.random.default_rng(0)
-    assert len({augment(patch, rng=rng).tobytes() for _ in range(200)}) == 6
 
 
 @pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea"])

@@ -80,10 +80,9 @@ def test_the_launchers_file_tells_what_can_come(monkeypatch: pytest.MonkeyPatch,
     assert session.possible_resources(tmp_path / "none") == {"CPU": 1, "memory": 5}
 
 
-def test_the_address_comes_from_the_flag_then_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    config = DenoiseConfig(input=str(tmp_path), output="out")
+def test_the_address_comes_from_the_flag_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert session.cluster_address(config) is None
+    assert session.cluster_address(None) is None
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert session.cluster_address(config) == "10.0.0.1:6379"
-    assert session.cluster_address(DenoiseConfig(input="in", output="out", address="auto")) == "auto"
+    assert session.cluster_address(None) == "10.0.0.1:6379"
+    assert session.cluster_address("auto") == "auto"

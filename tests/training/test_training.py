@@ -11,6 +11,7 @@ from raydenoise.model.denoiser import Denoiser
 from raydenoise.pipelines import train
 from raydenoise.training import loop
 from raydenoise.training.batches import TrainingBatches, mean_psnr, training_pair, validation_set
+from raydenoise.training.muon import ConvMuon
 from raydenoise.training.recipe import Recipe, optimizer
 
 SMALL = {"architecture": "resunet", "arguments": {"filters": (8, 8), "depth": 1}, "patch": 32, "batch_size": 4}
@@ -62,6 +63,31 @@ def test_a_quantized_sample_holds_what_a_file_holds() -> None:
     assert (noisy.min(), noisy.max()) == (0, 1)
 
 
+def test_muon_moves_wide_kernels_along_every_direction_alike() -> None:
+    kernel = keras.Variable(np.zeros((3, 3, 32, 24), np.float32))
+    thin = keras.Variable(np.zeros((3, 3, 32, 12), np.float32))
+    muon = ConvMuon(1.0, weight_decay=0.0, adam_weight_decay=0.0, adam_lr_ratio=0.5)
+    gradient = np.random.default_rng(0).normal(size=kernel.shape).astype(np.float32) * np.logspace(-1, 1, 24)
+    muon.apply(
+        [keras.ops.convert_to_tensor(g) for g in (gradient.astype(np.float32), gradient[..., :12])], [kernel, thin]
+    )
+    step = keras.ops.convert_to_numpy(kernel).reshape(-1, 24)
+    values = np.linalg.svd(step, compute_uv=False) / (0.2 * len(step) ** 0.5)
+    assert (values.min(), values.max()) > (0.6, 0.6)  # five Newton-Schulz steps bring them to 0.7..1.2 (Jordan, 2024)
+    assert values.max() < 1.3
+    assert np.sqrt(np.mean(step**2)) == pytest.approx(0.2, rel=0.15)
+    assert (gradient.reshape(-1, 24) * step).sum() < 0  # downhill
+    assert np.median(np.abs(keras.ops.convert_to_numpy(thin))) == pytest.approx(0.5, rel=1e-3)  # Adam's first step
+
+
+def test_training_in_bfloat16_ships_float32(tmp_path: Path) -> None:
+    recipe = Recipe(**SMALL, precision="bfloat16", epochs=1, steps_per_epoch=2, warmup_steps=1)
+    network = loop.fit(recipe, pictures(), [skimage.data.astronaut()], folder=tmp_path / "run")
+    convolutions = [layer for layer in network.model.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert {layer.compute_dtype for layer in convolutions} == {"bfloat16"}
+    assert {weight.dtype for weight in network.model.weights} == {"float32"}
+
+
 def test_the_schedule_rises_and_falls() -> None:
     rate = optimizer(Recipe(epochs=2, steps_per_epoch=500, warmup_steps=100, learning_rate=1e-3))._learning_rate
     values = [float(rate(step)) for step in (0, 50, 100, 550, 1000)]
@@ -79,7 +105,9 @@ def test_mean_psnr_is_that_of_scikit_image() -> None:
 
 
 def test_training_lowers_the_loss_and_resumes_where_it_was(tmp_path: Path) -> None:
-    recipe = Recipe(**SMALL, epochs=2, steps_per_epoch=40, warmup_steps=5, learning_rate=3e-3, ema=0.9)
+    recipe = Recipe(
+        **SMALL, optimizer="adamw", epochs=2, steps_per_epoch=40, warmup_steps=5, learning_rate=3e-3, ema=0.9
+    )
     held_out = [skimage.data.astronaut()[:200, :210]]
     whole = loop.fit(recipe, pictures(), held_out, folder=tmp_path / "whole")
 
@@ -121,6 +149,8 @@ def test_a_loss_that_is_no_number_stops(tmp_path: Path) -> None:
         ({"grey_share": 1.5}, "grey_share is 1.5; allowed: 0 to 1"),
         ({"sigma_range": (9.0, 3.0)}, r"sigma_range is \(9.0, 3.0\); allowed: 0 <= low <= high"),
         ({"loss": "l2"}, "loss is 'l2'; allowed: l1, mse"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd'; allowed: adam, adamw, muon"),
+        ({"precision": "float16"}, "precision is 'float16'; allowed: float32, bfloat16"),
     ],
 )
 def test_a_recipe_out_of_range_is_refused(change: dict, message: str) -> None:
