@@ -1,10 +1,15 @@
-"""The contract between stages and with readers: column names, types and status values. See docs/metrics.md."""
+"""The contract between stages and with readers: column names, types and status values.
+
+See docs/metrics.md and docs/training.md.
+"""
 
 from typing import Any, Literal
 
 import pyarrow as pa
 
 Status = Literal["ok", "error"]
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 SOURCES = pa.schema(
     [
@@ -49,6 +54,22 @@ METRICS = pa.schema(
         ("finished_at", pa.timestamp("us", tz="UTC")),
         ("precision", pa.string()),
         ("note", pa.string()),
+    ]
+)
+
+PATCHES = pa.schema(
+    [
+        ("uri", pa.string()),  # where the clean picture was
+        ("key", pa.string()),  # its POSIX path below INPUT, unique
+        ("y", pa.int32()),  # top row in the picture, after downscaling
+        ("x", pa.int32()),  # left column
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("channels", pa.int8()),  # 1 or 3
+        ("dtype", pa.string()),  # uint8 or uint16
+        ("split", pa.string()),  # of the whole picture
+        ("pixels", pa.binary()),  # clean: height x width x channels in C order, little endian
+        ("noisy", pa.binary()),  # the same of the noisy picture; null where there is none
     ]
 )
 

@@ -173,7 +173,7 @@ def read_picture(uri: str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
         return head + stream.read()
 
 
-def publish(path: Path, data: bytes) -> None:
+def publish(path: Path, data: bytes | memoryview) -> None:
     """Write a file so that a reader sees all of it or nothing: a temporary name beside it, then a rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{uuid.uuid4().hex}.partial"

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from raydenoise.data.schema import METRICS, SOURCES, metrics_table
+from raydenoise.data.schema import METRICS, PATCHES, SOURCES, metrics_table
 
 # The order that users were promised; new columns come behind it.
 PROMISED = [
@@ -44,6 +44,8 @@ def test_the_columns_stand_in_the_promised_order() -> None:
     assert METRICS.names[: len(PROMISED)] == PROMISED
     assert len(set(METRICS.names)) == len(METRICS.names)
     assert SOURCES.names == ["uri", "key", "output_key", "reference_uri"]
+    place = ["uri", "key", "y", "x", "height", "width"]
+    assert PATCHES.names == [*place, "channels", "dtype", "split", "pixels", "noisy"]
 
 
 def test_lacking_columns_are_null() -> None:
