@@ -1,6 +1,9 @@
 """Choosing and augmenting training patches."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -8,6 +11,7 @@ from numpy.typing import NDArray
 
 # ITU-R BT.601 luma, what Pillow's "L" conversion uses.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+DRAWS = 4  # places tried for each random patch asked for, where flat ones are left out
 
 
 def random_crop(pictures: Sequence[NDArray[np.uint8]], *, side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -47,11 +51,11 @@ def to_grey(patch: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.repeat(luma[..., None], 3, axis=-1)
 
 
-def shrink(picture: NDArray[np.uint8], *, factor: float) -> NDArray[np.uint8]:
+def shrink(picture: NDArray[Any], *, factor: float) -> NDArray[Any]:
     """Shrink a picture by Lanczos resampling: removes most of the blocks and noise of a compressed one.
 
     Args:
-        picture: (H, W, 3).
+        picture: (H, W, C) uint8 or uint16, C = 1 or 3; 16 bits are resampled as float32, which holds them all.
         factor: of both sides, above 0, at most 1.
 
     Raises:
@@ -60,4 +64,72 @@ def shrink(picture: NDArray[np.uint8], *, factor: float) -> NDArray[np.uint8]:
     if not 0 < factor <= 1:
         raise ValueError(f"factor is {factor}; allowed: above 0, at most 1")
     height, width = (max(1, round(extent * factor)) for extent in picture.shape[:2])
-    return np.asarray(PIL.Image.fromarray(picture).resize((width, height), PIL.Image.Resampling.LANCZOS))
+    if (height, width) == picture.shape[:2]:
+        return picture
+    planes = [picture] if picture.dtype == np.uint8 and picture.shape[2] == 3 else np.moveaxis(picture, 2, 0)
+    small = [_resized(plane, height, width) for plane in planes]
+    return small[0] if small[0].ndim == 3 else np.stack(small, axis=2)
+
+
+def _resized(plane: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """Resample (H, W) or (H, W, 3)."""
+    samples = plane if plane.dtype == np.uint8 else plane.astype(np.float32)  # Pillow's mode "F"
+    small = np.asarray(PIL.Image.fromarray(samples).resize((width, height), PIL.Image.Resampling.LANCZOS))
+    if plane.dtype == np.uint8:
+        return small
+    rounded: NDArray[Any] = np.clip(np.rint(small), 0, np.iinfo(plane.dtype).max).astype(plane.dtype)
+    return rounded
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which patches of a picture to take.
+
+    Attributes:
+        side: of a patch, pixels.
+        stride: between the starts of a grid from the top left corner; what is left at the other borders is not used.
+        count: this many at random places instead, no place twice; fewer where the picture has no more.
+        flat: patches whose pixels deviate less than this are left out, 8-bit grey levels.
+    """
+
+    side: int
+    stride: int
+    count: int | None
+    flat: float
+
+
+def choose(picture: NDArray[Any], choice: Choice, *, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Choose patches: (y, x) of each, none where the picture is smaller than one.
+
+    Args:
+        picture: (H, W, C) uint8 or uint16.
+        choice: the rules.
+        rng: for `count`.
+    """
+    down, across = (extent - choice.side for extent in picture.shape[:2])
+    if down < 0 or across < 0:
+        return []
+    if choice.count is None:
+        places = [(y, x) for y in range(0, down + 1, choice.stride) for x in range(0, across + 1, choice.stride)]
+    else:
+        all_places = (down + 1) * (across + 1)
+        drawn = rng.choice(all_places, size=min(all_places, DRAWS * choice.count), replace=False)
+        places = [divmod(int(place), across + 1) for place in drawn]
+    textured = (place for place in places if not choice.flat or deviation(cut(picture, place, choice)) >= choice.flat)
+    return list(islice(textured, choice.count))
+
+
+def cut(picture: NDArray[Any], place: tuple[int, int], choice: Choice) -> NDArray[Any]:
+    """Cut one patch: a view."""
+    y, x = place
+    return picture[y : y + choice.side, x : x + choice.side]
+
+
+def deviation(patch: NDArray[Any]) -> float:
+    """Measure how far the pixels of (H, W, C) uint8 or uint16 lie from being one colour, in 8-bit grey levels.
+
+    The root of the mean over the channels of their variances.
+    """
+    samples = patch.reshape(-1, patch.shape[2]).astype(np.float32)
+    levels = np.iinfo(patch.dtype).max / 255
+    return float(np.sqrt(samples.var(axis=0, dtype=np.float64).mean()) / levels)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from raydenoise.core.patches import augment, random_crop, shrink, to_grey
+from raydenoise.core.patches import Choice, augment, choose, cut, deviation, random_crop, shrink, to_grey
 
 Array = NDArray[Any]
 
@@ -100,6 +100,116 @@ def test_shrink_scales_both_sides(height: int, width: int, factor: float) -> Non
 def test_shrink_by_1_changes_nothing() -> None:
     picture = skimage.data.chelsea()[:40, :61]
     assert np.array_equal(shrink(picture, factor=1), picture)
+
+
+def test_a_grey_picture_shrinks_as_its_planes_would() -> None:
+    picture = skimage.data.chelsea()[:41, :62]
+    grey = picture[..., :1]
+    assert np.array_equal(shrink(grey, factor=0.6)[..., 0], shrink(grey.repeat(3, axis=2), factor=0.6)[..., 2])
+    assert shrink(grey, factor=0.6).shape == (25, 37, 1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_shrink_to_16_bits(channels: int) -> None:
+    """Low bits stay meaningful: an 8-bit picture in the high byte shrinks to what 8 bits give, and to more."""
+    eight = skimage.data.chelsea()[:90, :121, :channels]
+    small = shrink(eight.astype(np.uint16) * 257, factor=0.55)
+    assert (small.dtype, small.shape) == (np.uint16, shrink(eight, factor=0.55).shape)
+    assert np.abs(small / 257 - shrink(eight, factor=0.55)).max() < 1.5  # Pillow rounds 8 bits after each direction
+    assert len(np.unique(small)) > 2_000
+
+
+def test_low_bits_survive_shrinking() -> None:
+    y, x = np.mgrid[:80, :120]
+    ramp = (30_000 + y + x).astype(np.uint16)[..., None]  # one 16-bit level a pixel
+    small = shrink(ramp, factor=0.5)
+    y, x = np.mgrid[:40, :60]
+    assert np.abs(small[4:-4, 4:-4, 0].astype(float) - (30_001 + 2 * y + 2 * x)[4:-4, 4:-4]).max() <= 0.5
+
+
+@pytest.mark.parametrize("level", [0, 65535])
+def test_16_bits_do_not_wrap_around(level: int) -> None:
+    """Lanczos overshoots beside an edge."""
+    edge = np.full((40, 60, 1), 65535 - level, np.uint16)
+    edge[:, 30:] = level
+    small = shrink(edge, factor=0.6)
+    assert np.abs(small[:, :15].astype(int) - (65535 - level)).max() < 3_000
+    assert np.abs(small[:, -15:].astype(int) - level).max() < 3_000
+
+
+@given(height=st.integers(1, 50), width=st.integers(1, 50), side=st.integers(1, 20), stride=st.integers(1, 25))
+@settings(deadline=None)
+def test_a_grid_holds_every_place_once_and_inside(height: int, width: int, side: int, stride: int) -> None:
+    picture = addressed(height, width, number=0)
+    choice = Choice(side, stride, None, 0)
+    places = choose(picture, choice, rng=np.random.default_rng(0))
+    assert len(places) == len(set(places))
+    if min(height, width) < side:
+        assert places == []
+    else:
+        assert len(places) == ((height - side) // stride + 1) * ((width - side) // stride + 1)
+    for place in places:
+        patch = cut(picture, place, choice)
+        assert patch.shape == (side, side, 3)
+        assert tuple(patch[0, 0, :2]) == place
+        assert place[0] % stride == place[1] % stride == 0
+
+
+def test_a_stride_of_a_patch_covers_no_pixel_twice() -> None:
+    seen = np.zeros((64, 96, 1), np.uint16)
+    choice = Choice(16, 16, None, 0)
+    for place in choose(seen, choice, rng=np.random.default_rng(0)):
+        cut(seen, place, choice)[...] += 1
+    assert (seen == 1).all()
+
+
+@given(
+    height=st.integers(1, 30),
+    width=st.integers(1, 30),
+    side=st.integers(1, 12),
+    count=st.integers(1, 40),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(deadline=None)
+def test_random_places_are_inside_and_never_twice(height: int, width: int, side: int, count: int, seed: int) -> None:
+    picture = addressed(height, width, number=0)
+    choice = Choice(side, side, count, 0)
+    places = choose(picture, choice, rng=np.random.default_rng(seed))
+    assert len(places) == len(set(places)) == min(count, max(0, height - side + 1) * max(0, width - side + 1))
+    assert all(cut(picture, place, choice).shape == (side, side, 3) for place in places)
+    assert places == choose(picture, choice, rng=np.random.default_rng(seed))
+
+
+def test_random_places_are_everywhere() -> None:
+    picture, rng = addressed(12, 17, number=0), np.random.default_rng(0)
+    found = Counter(place for _ in range(2000) for place in choose(picture, Choice(8, 8, 5, 0), rng=rng))
+    assert set(found) == {(y, x) for y in range(5) for x in range(10)}
+    assert all(abs(count - 200) < 70 for count in found.values())  # 13 is one standard error
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_flat_patches_are_left_out(dtype: str) -> None:
+    """The left half has a deviation of 3 grey levels, the right half is one colour, which is not grey."""
+    picture = np.full((32, 64, 3), (10, 200, 90), dtype) * np.array(1 if dtype == "uint8" else 257, dtype)
+    level = 3 if dtype == "uint8" else 3 * 257
+    checks = np.indices((32, 32)).sum(axis=0) % 2
+    picture[:, :32] += (checks * 2 * level).astype(dtype)[..., None]
+    assert deviation(picture[:, :32]) == pytest.approx(3)
+    assert deviation(picture[:, 32:]) == 0
+    kept = {flat: choose(picture, Choice(16, 16, None, flat), rng=np.random.default_rng(0)) for flat in (0, 2.9, 3.1)}
+    assert kept[0] == [(y, x) for y in (0, 16) for x in (0, 16, 32, 48)]
+    assert kept[2.9] == [(y, x) for y in (0, 16) for x in (0, 16)]
+    assert kept[3.1] == []
+
+
+def test_random_places_avoid_flat_ones_as_long_as_they_can() -> None:
+    picture = np.zeros((32, 320, 1), np.uint8)
+    picture[:, ::2] = 100
+    picture[:, 160:] = 0
+    choice = Choice(16, 16, 30, 1.0)
+    places = choose(picture, choice, rng=np.random.default_rng(0))
+    assert len(places) == 30
+    assert all(deviation(cut(picture, place, choice)) >= 1 for place in places)
 
 
 @pytest.mark.parametrize("factor", [0, -0.5, 1.01, float("nan")])
