@@ -43,11 +43,7 @@ class Output:
 
     def check_free(self) -> None:
         """Raise ValueError where the folder already holds a run or cannot be one."""
-        nearest = next(path for path in (self.root, *self.root.parents) if path.exists())
-        if not nearest.is_dir():
-            raise ValueError(f"output {str(nearest)!r} is a file; allowed: a folder")
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise ValueError(f"output {str(nearest)!r} cannot be written to; allowed: a folder that you may write to")
+        check_writable(self.root)
         held = [path.name for path in (self.manifest, self.metrics, self.images) if path.exists()]
         if held:
             raise ValueError(
@@ -57,6 +53,24 @@ class Output:
     def write_manifest(self, content: dict[str, Any]) -> None:
         """Replace the manifest."""
         publish(self.manifest, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def check_writable(root: Path) -> None:
+    """Raise ValueError where an output folder cannot be made or written to."""
+    nearest = next(path for path in (root, *root.parents) if path.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"output {str(nearest)!r} is a file; allowed: a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"output {str(nearest)!r} cannot be written to; allowed: a folder that you may write to")
+
+
+def check_empty(root: Path) -> None:
+    """Raise ValueError where an output folder holds anything, or cannot be one."""
+    check_writable(root)
+    held = sorted(path.name for path in root.iterdir()) if root.exists() else []
+    if held:
+        some = ", ".join(held[:3]) + (", ..." if len(held) > 3 else "")
+        raise ValueError(f"output {str(root)!r} already holds something ({some}); allowed: a new or an empty folder")
 
 
 class MetricsWriter:

@@ -73,6 +73,55 @@ PATCHES = pa.schema(
     ]
 )
 
+PICTURES = pa.schema(
+    [
+        ("uri", pa.string()),  # the clean picture; null where a noisy one has none
+        ("key", pa.string()),  # POSIX path below INPUT, unique
+        ("noisy_uri", pa.string()),  # or null
+    ]
+)
+
+SURVEY = pa.schema(
+    [
+        *PICTURES,
+        ("status", pa.string()),  # ok; skipped: no patch in it; error
+        ("error_type", pa.string()),
+        ("error_message", pa.string()),
+        ("digest", pa.binary()),  # of the files' bytes
+        ("patches", pa.int64()),
+        ("patch_bytes", pa.int64()),  # of one, clean and noisy
+        ("channels", pa.int8()),
+        ("dtype", pa.string()),
+    ]
+)
+
+_FAILURE = [("uri", pa.string()), ("key", pa.string()), ("error_type", pa.string()), ("error_message", pa.string())]
+FAILURES = pa.schema([*_FAILURE, ("status", pa.string())])
+
+SHARDS = pa.schema(
+    [
+        ("name", pa.string()),
+        ("split", pa.string()),
+        (
+            "pieces",
+            pa.list_(
+                pa.struct([*PICTURES, ("digest", pa.binary()), ("first", pa.int64()), ("last", pa.int64())]),
+            ),
+        ),
+    ]
+)
+
+WRITTEN = pa.schema(
+    [
+        ("name", pa.string()),
+        ("split", pa.string()),
+        ("pieces", pa.int64()),
+        ("rows", pa.int64()),  # none: there is no file
+        ("bytes", pa.int64()),
+        ("failures", pa.list_(pa.struct(_FAILURE))),
+    ]
+)
+
 
 def metrics_table(rows: list[dict[str, Any]]) -> pa.Table:
     """Make a table of metrics rows; a column that a row lacks is null there.

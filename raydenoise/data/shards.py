@@ -21,6 +21,7 @@ DTYPES = ("uint8", "uint16")
 # Random row groups of 128x128x3 photograph patches, in MB of pixels a second on one Zen 5 core, and the size: none
 # 5600, 1.00; lz4 2450, 0.89; snappy 2120, 0.92; zstd level 1 710, 0.84. Drawings and 16 bits gain more.
 COMPRESSION = "lz4"
+AGAIN = "run raydenoise prepare again into another folder, or bring the file back"
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +200,7 @@ def read_manifest(folder: str | Path) -> ShardSet:
         )
     try:
         listed = {split: content["splits"][split]["files"] for split in SPLITS}
-        files = {split: tuple(_footer(root, entry) for entry in entries) for split, entries in listed.items()}
+        files = {split: tuple(_listed(root, entry) for entry in entries) for split, entries in listed.items()}
         dtypes, channels = tuple(content["dtypes"]), tuple(content["channels"])
         return ShardSet(root, content["patch"], content["paired"], dtypes, channels, content["seed"], files)
     except (KeyError, TypeError) as error:
@@ -224,23 +225,30 @@ def _read_json(root: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _footer(root: Path, entry: Mapping[str, Any]) -> ShardFile:
-    path = root / entry["name"]
-    again = "run raydenoise prepare again into another folder, or bring the file back"
+def read_shard(path: Path) -> ShardFile:
+    """Look at the footer of a shard.
+
+    Raises:
+        ValueError: the file is missing, cannot be read, or is no shard.
+    """
     try:
         with pq.ParquetFile(path) as file:
             footer, schema = file.metadata, file.schema_arrow
     except FileNotFoundError:
-        raise ValueError(f"shard {path} is missing; {again}") from None
+        raise ValueError(f"shard {path} is missing; {AGAIN}") from None
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"shard {path} cannot be read: {error}; {again}") from error
+        raise ValueError(f"shard {path} cannot be read: {error}; {AGAIN}") from error
     if not schema.equals(PATCHES):
         raise ValueError(f"shard {path} has the columns {schema.names}; allowed: {PATCHES.names}, as prepare writes")
-    size = path.stat().st_size
-    if (footer.num_rows, size) != (entry["rows"], entry["bytes"]):
-        raise ValueError(
-            f"shard {path} has {footer.num_rows} rows in {size} bytes; the manifest says {entry['rows']} in "
-            f"{entry['bytes']}; {again}"
-        )
     groups = tuple(footer.row_group(index).num_rows for index in range(footer.num_row_groups))
-    return ShardFile(path, footer.num_rows, size, groups)
+    return ShardFile(path, footer.num_rows, path.stat().st_size, groups)
+
+
+def _listed(root: Path, entry: Mapping[str, Any]) -> ShardFile:
+    file = read_shard(root / entry["name"])
+    if (file.rows, file.bytes) != (entry["rows"], entry["bytes"]):
+        raise ValueError(
+            f"shard {file.path} has {file.rows} rows in {file.bytes} bytes; the manifest says {entry['rows']} in "
+            f"{entry['bytes']}; {AGAIN}"
+        )
+    return file

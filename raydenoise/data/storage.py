@@ -4,8 +4,9 @@ import glob
 import os
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 
 from raydenoise.core.image import DEFAULT_EXTENSION, DEFAULT_MAX_PIXELS, EXTENSIONS, HEAD_BYTES, Format, admit
@@ -45,6 +46,33 @@ def list_sources(pattern: str, *, argument: str = "input") -> list[Source]:
     if not sources:
         raise ValueError(f"{argument} {pattern!r} holds no files; allowed: a folder, a glob or a file")
     return sorted(sources, key=lambda source: source.key)
+
+
+def list_all(patterns: Sequence[str], *, argument: str = "input") -> list[Source]:
+    """List the files of several INPUTs, sorted by key.
+
+    With more than one, a key begins with the name of the folder that its input is, or lies in; a second folder of that
+    name is `name-2`. A file that two inputs hold counts once, so that it cannot fall into two splits.
+
+    Raises:
+        ValueError: nothing is there.
+    """
+    listed = [list_sources(pattern, argument=argument) for pattern in patterns]
+    if len(listed) == 1:
+        return listed[0]
+    names: dict[str, str] = {}
+    found: dict[str, Source] = {}
+    for source in chain.from_iterable(listed):
+        folder = os.path.normpath(source.uri.removesuffix(source.key))
+        if folder not in names:
+            names[folder] = _free_name(Path(folder).name or "root", set(names.values()))
+        found.setdefault(os.path.realpath(source.uri), Source(source.uri, f"{names[folder]}/{source.key}"))
+    return sorted(found.values(), key=lambda source: source.key)
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    numbered = (f"{name}-{number}" for number in count(2))
+    return next(candidate for candidate in chain([name], numbered) if candidate not in taken)
 
 
 def _walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
@@ -130,7 +158,7 @@ def _format(key: str) -> Format | None:
     return EXTENSIONS.get(PurePosixPath(key).suffix.lower())
 
 
-def pair_references(keys: list[str], folder: str) -> list[str | None]:
+def pair_references(keys: list[str], folder: str, *, argument: str = "reference") -> list[str | None]:
     """Find each key's clean picture: the same path below `folder`, else the same with any supported extension.
 
     Raises:
@@ -138,16 +166,16 @@ def pair_references(keys: list[str], folder: str) -> list[str | None]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise ValueError(f"reference {folder!r} is not a folder; allowed: a folder of clean pictures")
+        raise ValueError(f"{argument} {folder!r} is not a folder; allowed: a folder of clean pictures")
     by_stem: dict[str, str] = {}
     exact: dict[str, str] = {}
-    for source in list_sources(folder, argument="reference"):
+    for source in list_sources(folder, argument=argument):
         exact[source.key] = source.uri
         if _format(source.key) is not None:
             by_stem.setdefault(_stem(source.key), source.uri)
     pairs = [exact.get(key) or by_stem.get(_stem(key)) for key in keys]
     if not any(pairs):
-        raise ValueError(f"reference {folder!r} holds no picture with the path of an input, such as {keys[0]!r}")
+        raise ValueError(f"{argument} {folder!r} holds no picture with the path of an input, such as {keys[0]!r}")
     return pairs
 
 

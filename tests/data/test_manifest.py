@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydenoise.data.manifest import PART_ROWS, PART_SECONDS, MetricsWriter, Output, utc_now, versions
+from raydenoise.data.manifest import PART_ROWS, PART_SECONDS, MetricsWriter, Output, check_empty, utc_now, versions
 from raydenoise.data.schema import METRICS, metrics_table
 
 
@@ -52,6 +52,26 @@ def test_a_file_is_not_free(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(ValueError, match=r"^output '.*out' is a file; allowed: a folder$"):
         Output(tmp_path / "out").check_free()
+
+
+def test_an_empty_folder_is_empty(tmp_path: Path) -> None:
+    check_empty(tmp_path)
+    check_empty(tmp_path / "new" / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_anything_in_it_is_refused(tmp_path: Path) -> None:
+    for held, shown in (("b", "b"), ("a", "a, b"), (".c", ".c, a, b"), ("d", ".c, a, b, ...")):
+        (tmp_path / held).mkdir()
+        message = rf"^output '.*' already holds something \({shown}\); allowed: a new or an empty folder$"
+        with pytest.raises(ValueError, match=message):
+            check_empty(tmp_path)
+
+
+def test_a_file_is_no_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(ValueError, match=r"^output '.*out' is a file; allowed: a folder$"):
+        check_empty(tmp_path / "out")
 
 
 def test_a_manifest_is_json_and_is_replaced_whole(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raydenoise.core.image import DEFAULT_EXTENSION, EXTENSIONS, Format
-from raydenoise.data.storage import Source, list_sources, output_keys, pair_references, publish, read
+from raydenoise.data.storage import Source, list_all, list_sources, output_keys, pair_references, publish, read
 
 ODD_NAMES = ("with space.png", "grüße-日本.png", "new\nline.png", "-leading.png", "[1]*.png", "no-extension", "a..png")
 
@@ -243,3 +243,51 @@ def test_a_reader_sees_all_or_nothing(tmp_path: Path) -> None:
     reader.join()
     assert seen
     assert all(data in contents for data in seen)
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+
+
+def test_one_input_keeps_its_keys(tmp_path: Path) -> None:
+    touch(tmp_path, "in/b.png", "in/sub/a.png")
+    assert list_all([str(tmp_path / "in")]) == list_sources(str(tmp_path / "in"))
+
+
+def test_keys_of_several_inputs_begin_with_their_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "one/a.png", "two/a.png", "two/sub/b.png", "c.png", "three/x/photos/a.png", "photos/a.png")
+    inputs = ["two", "one", "c.png", "three/x/photos", "photos/*.png"]
+    found = list_all([str(tmp_path / name) for name in inputs])
+    keys = ["one/a.png", "photos-2/a.png", "photos/a.png", f"{tmp_path.name}/c.png", "two/a.png", "two/sub/b.png"]
+    assert [source.key for source in found] == sorted(keys)
+    uris = {source.key: source.uri for source in found}
+    assert uris["photos/a.png"] == str(tmp_path / "three/x/photos/a.png")
+    assert uris["photos-2/a.png"] == str(tmp_path / "photos/a.png")
+
+
+def test_files_of_one_folder_share_its_name(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a.png", "in/b.png")
+    found = list_all([str(tmp_path / "in" / name) for name in ("b.png", "a.png")])
+    assert [source.key for source in found] == ["in/a.png", "in/b.png"]
+
+
+def test_a_file_that_two_inputs_hold_counts_once(tmp_path: Path) -> None:
+    touch(tmp_path, "in/sub/a.png", "in/b.png")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    inputs = ["in", "in/sub", "in/../in", "link", "in/b.png"]
+    found = list_all([str(tmp_path / name) for name in inputs])
+    assert [source.key for source in found] == ["in/b.png", "in/sub/a.png"]
+
+
+def test_each_of_several_inputs_must_hold_something(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a.png")
+    with pytest.raises(ValueError, match=r"^input '.*gone' holds no files; allowed: a folder, a glob or a file$"):
+        list_all([str(tmp_path / "in"), str(tmp_path / "gone")])
+
+
+def test_pairing_names_its_argument(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^clean '.*gone' is not a folder; allowed: a folder of clean pictures$"):
+        pair_references(["a.png"], str(tmp_path / "gone"), argument="clean")
