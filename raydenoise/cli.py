@@ -7,11 +7,29 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO
+from typing import IO, Any, Protocol
 
 from raydenoise import __version__, config
 
+Summary = dict[str, Any]
+
 DONE, BROKEN, BAD_ARGUMENTS, SOME_FAILED = 0, 1, 2, 3
+
+
+class Settings(Protocol):
+    """What the configs of all verbs hold."""
+
+    @property
+    def quiet(self) -> bool:
+        """Print errors only."""
+
+    @property
+    def json(self) -> bool:
+        """Print the summary as one JSON line."""
+
+    @property
+    def verbose(self) -> bool:
+        """Let Ray and TensorFlow talk."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,28 +55,63 @@ def denoise(argv: Sequence[str] | None = None) -> int:
         prog="raydenoise denoise",
         description="Denoise a collection of pictures on Ray.",
     )
-    with contextlib.nullcontext() if settings.verbose else native_output_aside() as aside:
-        try:
-            from raydenoise.pipelines import denoise as pipeline  # imports ray: after the arguments are read
 
-            summary = pipeline.run(settings)
-        except ValueError as error:
-            return _fail(f"error: {error}", BAD_ARGUMENTS, verbose=settings.verbose)
-        except KeyboardInterrupt:
-            return _fail("interrupted; what was finished is in the output folder", BROKEN, verbose=False)
-        except Exception as error:
-            said = _last_lines(aside)
-            return _fail(f"{said}the job broke: {type(error).__name__}: {error}", BROKEN, verbose=settings.verbose)
-    if settings.json:
-        print(json.dumps(summary, ensure_ascii=False))
-    elif not settings.quiet:
+    def pipeline() -> Summary:
+        from raydenoise.pipelines import denoise  # imports ray: after the arguments are read
+
+        return denoise.run(settings)
+
+    def show(summary: Summary) -> None:
         from raydenoise.pipelines.progress import print_summary
 
         print_summary(summary)
-    return SOME_FAILED if summary["failed"] else DONE
+
+    return _run("denoise", settings, pipeline=pipeline, show=show)
 
 
-VERBS: dict[str, Callable[[Sequence[str]], int]] = {"denoise": denoise}
+def prepare(argv: Sequence[str] | None = None) -> int:
+    """`raydenoise prepare`: see docs/training.md."""
+    settings = config.parse(
+        config.PrepareConfig,
+        sys.argv[1:] if argv is None else argv,
+        prog="raydenoise prepare",
+        description="Cut pictures into shards of training patches on Ray.",
+    )
+
+    def pipeline() -> Summary:
+        from raydenoise.pipelines import prepare
+
+        return prepare.run(settings)
+
+    def show(summary: Summary) -> None:
+        from raydenoise.pipelines.progress import print_prepared
+
+        print_prepared(summary)
+
+    return _run("prepare", settings, pipeline=pipeline, show=show)
+
+
+def _run(verb: str, settings: Settings, *, pipeline: Callable[[], Summary], show: Callable[[Summary], None]) -> int:
+    """Run the pipeline of a verb and say how it went; returns the exit status."""
+    with contextlib.nullcontext() if settings.verbose else native_output_aside() as aside:
+        try:
+            summary = pipeline()
+        except ValueError as error:
+            return _fail(verb, f"error: {error}", BAD_ARGUMENTS, verbose=settings.verbose)
+        except KeyboardInterrupt:
+            return _fail(verb, "interrupted; what was finished is in the output folder", BROKEN, verbose=False)
+        except Exception as error:
+            said = _last_lines(aside)
+            message = f"{said}the job broke: {type(error).__name__}: {error}"
+            return _fail(verb, message, BROKEN, verbose=settings.verbose)
+    if settings.json:
+        print(json.dumps(summary, ensure_ascii=False))
+    elif not settings.quiet:
+        show(summary)
+    return SOME_FAILED if summary.get("failed") else DONE
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {"prepare": prepare, "denoise": denoise}
 
 
 def _usage(arguments: list[str]) -> int:
@@ -70,10 +123,10 @@ def _usage(arguments: list[str]) -> int:
     return DONE if asked else BAD_ARGUMENTS
 
 
-def _fail(message: str, status: int, *, verbose: bool) -> int:
+def _fail(verb: str, message: str, status: int, *, verbose: bool) -> int:
     if verbose:
         traceback.print_exc()
-    print(f"raydenoise denoise: {message}", file=sys.stderr)
+    print(f"raydenoise {verb}: {message}", file=sys.stderr)
     return status
 
 

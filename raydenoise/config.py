@@ -33,6 +33,23 @@ def actors(text: object) -> int | Literal["auto"]:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of actors; allowed: auto, or 1 and more") from None
 
 
+def fractions(value: object) -> tuple[float, ...]:
+    """Read three shares: text with commas, or a list of numbers."""
+    try:
+        return tuple(float(part) for part in (value if isinstance(value, list) else str(value).split(",")))
+    except (TypeError, ValueError):
+        raise argparse.ArgumentTypeError(f"{value!r} are no shares; allowed: such as 0.9,0.05,0.05") from None
+
+
+def scale(text: object) -> tuple[float, float]:
+    """Read a factor, or a lower and an upper one: "0.5", "0.5:1"."""
+    low, _, high = str(text).partition(":")
+    try:
+        return float(low), float(high or low)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no scale; allowed: such as 0.5, or 0.5:1") from None
+
+
 def _option(help: str, *, default: Any = MISSING, read: Any = str, **flag: Any) -> Any:
     """Declare one field with what the command line needs to know of it."""
     metadata = {"help": help, "read": read, "flag": flag}
@@ -43,7 +60,7 @@ def _option(help: str, *, default: Any = MISSING, read: Any = str, **flag: Any) 
 class DenoiseConfig:
     """What `raydenoise denoise` does. A value that is not allowed raises ValueError when the config is made."""
 
-    input: str = _option("a folder (with all below it), a glob or a file", metavar="INPUT")
+    input: str = _option("a folder (with all below it), a glob or a file", metavar="INPUT", nargs="?")
     output: str = _option("folder for images/, metrics/ and manifest.json; made where it is missing", metavar="OUT")
     model: str = _option("shipped name, bundle folder, or .keras / .h5 file", default="default", metavar="NAME|PATH")
     sigma: Sigma = _option("noise level in 8-bit grey levels, or auto", default="auto", read=sigma, metavar="auto|N")
@@ -96,6 +113,67 @@ def _allocatable(gpus: float) -> bool:
     return 0 <= gpus <= 1 or (1 < gpus < inf and gpus == int(gpus))
 
 
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """What `raydenoise prepare` does. A value that is not allowed raises ValueError when the config is made."""
+
+    input: tuple[str, ...] = _option(
+        "folders (with all below them), globs, files: clean pictures", default=(), metavar="INPUT", nargs="*"
+    )
+    output: str = _option("a new folder for the shards", metavar="SHARDS")
+    noisy: str | None = _option("instead of INPUT: a folder of noisy pictures", default=None, metavar="DIR")
+    clean: str | None = _option("and one of their clean ones, under the same paths", default=None, metavar="DIR")
+    patch: int = _option("side of a patch in pixels", default=128, read=int, metavar="PX")
+    stride: int | None = _option("between patches; by default a patch", default=None, read=int, metavar="PX")
+    count: int | None = _option("patches at random places of each picture instead", default=None, read=int, metavar="N")
+    scale: tuple[float, float] | None = _option(
+        "shrink first by a factor, or by a random one of LOW:HIGH", default=None, read=scale, metavar="F|LOW:HIGH"
+    )
+    # Of 2,419 patches of photographs none has less than 1, 0.1% less than 2: borders and drawn backgrounds have.
+    flat: float = _option(
+        "drop patches that deviate less, in 8-bit grey levels; 0 keeps all", default=1.0, read=float, metavar="LEVELS"
+    )
+    split: tuple[float, float, float] = _option(
+        "shares of pictures for train,validation,test", default=(0.9, 0.05, 0.05), read=fractions, metavar="A,B,C"
+    )
+    seed: int = _option("of everything that is random", default=0, read=int, metavar="N")
+    limit: int | None = _option("stop after the first N pictures by name", default=None, read=int, metavar="N")
+    max_pixels: int = _option(
+        "larger pictures are reported as failed", default=DEFAULT_MAX_PIXELS, read=int, metavar="N"
+    )
+    address: str | None = _option(
+        "Ray cluster; by default RAY_ADDRESS, else a private local Ray", default=None, metavar="RAY"
+    )
+    quiet: bool = _option("print errors only", default=False, read=bool)
+    json: bool = _option("print the summary as one JSON line", default=False, read=bool)
+    verbose: bool = _option("let Ray talk", default=False, read=bool)
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("input", "noisy", "clean") if getattr(self, name)]
+        if given not in (["input"], ["noisy", "clean"]):
+            raise ValueError(
+                f"{' and '.join(given) or 'nothing'} given; allowed: INPUT for clean pictures, or --noisy and --clean"
+            )
+        if self.stride is not None and self.count is not None:
+            raise ValueError("stride and count given; allowed: one of them")
+        for name in ("patch", "stride", "count", "limit", "max_pixels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; allowed: 1 or more")
+        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale is {_shown(self.scale, ':')}; allowed: LOW:HIGH with 0 < LOW <= HIGH <= 1")
+        if not 0 <= self.flat < inf:
+            raise ValueError(f"flat is {self.flat}; allowed: 0 and more 8-bit grey levels")
+        if len(self.split) != 3 or not all(0 <= share <= 1 for share in self.split) or abs(sum(self.split) - 1) > 1e-6:
+            raise ValueError(f"split is {_shown(self.split)}; allowed: three shares of 0 to 1 whose sum is 1")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; allowed: 0 or more")
+
+
+def _shown(value: object, comma: str = ",") -> str:
+    return comma.join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 Config = TypeVar("Config")
 
 
@@ -109,7 +187,7 @@ def parse(kind: type[Config], argv: Sequence[str], *, prog: str, description: st
     parser.add_argument("--config", metavar="FILE.yaml", help="values of these options as `name: value`; flags win")
     for entry in fields(kind):  # type: ignore[arg-type]  # a dataclass
         _add(parser, entry)
-    given = vars(parser.parse_args(argv))
+    given = {name: _frozen(value) for name, value in vars(parser.parse_intermixed_args(argv)).items()}
     path = given.pop("config")
     try:
         values = {**(_from_yaml(kind, Path(path)) if path else {}), **given}
@@ -123,14 +201,19 @@ def parse(kind: type[Config], argv: Sequence[str], *, prog: str, description: st
 
 def _add(parser: argparse.ArgumentParser, entry: Any) -> None:
     flag = entry.metadata["flag"]
-    default = "" if entry.default in (MISSING, None, False) else f" (default: {entry.default})"
+    nothing = entry.default in (MISSING, None, ()) or entry.default is False
+    default = "" if nothing else f" (default: {_shown(entry.default)})"
     text = {"help": entry.metadata["help"] + default, "default": argparse.SUPPRESS}
-    if entry.name == "input":
-        parser.add_argument("input", nargs="?", type=entry.metadata["read"], **text, **flag)
+    if flag.get("nargs") in ("?", "*"):
+        parser.add_argument(entry.name, type=entry.metadata["read"], **text, **flag)
     elif entry.metadata["read"] is bool:
         parser.add_argument(_flag(entry.name), action="store_true", **text)
     else:
         parser.add_argument(_flag(entry.name), type=entry.metadata["read"], **text, **flag)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _flag(name: str) -> str:
@@ -165,6 +248,8 @@ _YAML_TYPES: dict[Any, tuple[type, ...]] = {
     str: (str,),
     sigma: (int, float, str),
     actors: (int, str),
+    fractions: (str, list),
+    scale: (int, float, str),
 }
 
 
@@ -172,6 +257,12 @@ def _typed(entry: Any, value: object, path: Path) -> Any:
     """Check a YAML value's type; null stands for the default where the default is nothing."""
     if value is None and entry.default is None:
         return None
+    if entry.metadata["flag"].get("nargs") in ("*", "+"):
+        return tuple(_typed_one(entry, item, path) for item in (value if isinstance(value, list) else [value]))
+    return _typed_one(entry, value, path)
+
+
+def _typed_one(entry: Any, value: object, path: Path) -> Any:
     read = entry.metadata["read"]
     try:
         if not isinstance(value, _YAML_TYPES[read]) or (isinstance(value, bool) and read is not bool):

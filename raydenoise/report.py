@@ -1,5 +1,8 @@
-"""Metrics parquet -> pictures and tables, without Ray."""
+"""Metrics and shards -> pictures and tables, without Ray."""
 
+import io
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,15 @@ from numpy.typing import NDArray
 
 from raydenoise.core.image import decode
 from raydenoise.data.manifest import Output
-from raydenoise.data.storage import read
+from raydenoise.data.shards import Patch, ShardFile, read_group
+from raydenoise.data.storage import publish, read
 
 CELL = 300  # pixels, side of a picture on the sheet
 GAP = 12
 LABEL = 26
+PATCHES_SHOWN = 48
+PATCH_CELL = 160  # pixels; larger patches are shrunk
+PATCH_GAP = 6
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
@@ -68,6 +75,51 @@ def caption(row: dict[str, Any]) -> str:
     if row["psnr_noisy"] is not None and row["psnr_denoised"] is not None:
         parts.append(f"PSNR {row['psnr_noisy']:.2f} dB -> {row['psnr_denoised']:.2f} dB")
     return "   ".join(parts)
+
+
+def patch_sheet(files: Sequence[ShardFile], *, path: Path) -> None:
+    """Draw patches from all over some shards in a grid, the noisy one left of its clean one where there are pairs.
+
+    Raises:
+        ValueError: the shards hold no patch.
+    """
+    cells = [_patch_cell(patch) for patch in _spread(files, PATCHES_SHOWN)]
+    if not cells:
+        raise ValueError(f"the shards {[str(file.path) for file in files]} hold no patch to show")
+    width, height = (extent + PATCH_GAP for extent in cells[0].size)
+    columns = max(1, min(len(cells), 8 * cells[0].height // cells[0].width))
+    rows = -(-len(cells) // columns)
+    sheet = PIL.Image.new("RGB", (PATCH_GAP + columns * width, PATCH_GAP + rows * height), PAPER)
+    for index, cell in enumerate(cells):
+        sheet.paste(cell, (PATCH_GAP + index % columns * width, PATCH_GAP + index // columns * height))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    publish(path, buffer.getvalue())
+
+
+def _spread(files: Sequence[ShardFile], count: int) -> list[Patch]:
+    """Take patches at even distances from the rows of all shards; the row groups that hold them are read."""
+    groups = [(file, index) for file in files for index in range(len(file.groups))]
+    ends = list(accumulate(file.groups[index] for file, index in groups))
+    total = ends[-1] if ends else 0
+    wanted = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int))
+    owners = np.searchsorted(ends, wanted, side="right")
+    patches = []
+    for owner in np.unique(owners):
+        file, index = groups[owner]
+        held = read_group(file, index)
+        patches += [held[row - (ends[owner] - len(held))] for row in wanted[owners == owner]]
+    return patches
+
+
+def _patch_cell(patch: Patch) -> PIL.Image.Image:
+    pictures = [_rgb(array) for array in (patch.noisy, patch.clean) if array is not None]
+    for picture in pictures:
+        picture.thumbnail((PATCH_CELL, PATCH_CELL))
+    cell = PIL.Image.new("RGB", (sum(picture.width for picture in pictures), pictures[0].height), PAPER)
+    for index, picture in enumerate(pictures):
+        cell.paste(picture, (index * picture.width, 0))
+    return cell
 
 
 def _rgb(pixels: NDArray[Any]) -> PIL.Image.Image:

@@ -54,12 +54,12 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def check_refused(capsys: pytest.CaptureFixture[str], message: str, *argv: object) -> None:
+def check_refused(capsys: pytest.CaptureFixture[str], message: str, *argv: object, verb: str = "denoise") -> None:
     """Status 2, one line on stderr, no Ray."""
-    assert cli.main(["denoise", *map(str, argv)]) == 2
+    assert cli.main([verb, *map(str, argv)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("raydenoise denoise: error: ")
+    assert captured.err.startswith(f"raydenoise {verb}: error: ")
     assert captured.err.count("\n") == 1
     assert message in captured.err
     assert not sys.modules["ray"].is_initialized()
@@ -74,7 +74,7 @@ def test_no_verb_is_a_bad_argument(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("usage: raydenoise {denoise")
+    assert captured.err.startswith("usage: raydenoise {prepare,")
 
 
 @pytest.mark.parametrize("verb", ["denois", "--verbose", ""])
@@ -82,7 +82,7 @@ def test_an_unknown_verb_is_a_bad_argument(verb: str, capsys: pytest.CaptureFixt
     assert cli.main([verb]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith(f"raydenoise: error: {verb!r} is unknown; allowed: denoise")
+    assert captured.err.startswith(f"raydenoise: error: {verb!r} is unknown; allowed: prepare, ")
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
@@ -152,3 +152,43 @@ def test_arguments_that_do_not_fit_are_refused(
 ) -> None:
     check_refused(capsys, message, pictures, "--output", tmp_path / "out", "--model", model, *argv)
     assert not (tmp_path / "out").exists()
+
+
+def test_prepare_refuses_an_output_that_holds_anything(
+    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    message = f"output '{tmp_path}/out' already holds something (notes.txt); allowed: a new or an empty folder"
+    check_refused(capsys, message, pictures, "--output", tmp_path / "out", verb="prepare")
+
+
+def test_prepare_refuses_inputs_that_are_not_there(
+    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = f"input '{tmp_path}/gone' holds no files; allowed: a folder, a glob or a file"
+    check_refused(capsys, message, pictures, tmp_path / "gone", "--output", tmp_path / "out", verb="prepare")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("noisy", "clean", "message"),
+    [
+        ("gone", "in", "noisy 'gone' is not a folder; allowed: a folder of noisy pictures"),
+        ("in", "gone", "clean 'gone' is not a folder; allowed: a folder of clean pictures"),
+        ("in", "other", "clean 'other' holds no picture with the path of an input, such as 'a.png'"),
+    ],
+)
+def test_prepare_refuses_folders_that_are_no_pair(
+    noisy: str,
+    clean: str,
+    message: str,
+    tmp_path: Path,
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "b.png").hardlink_to(pictures / "a.png")
+    monkeypatch.chdir(tmp_path)
+    check_refused(capsys, message, "--noisy", noisy, "--clean", clean, "--output", "out", verb="prepare")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raydenoise.config import FORMATS, PRECISIONS, DenoiseConfig, parse
+from raydenoise.config import FORMATS, PRECISIONS, DenoiseConfig, PrepareConfig, parse
 
 
 def parsed(*argv: str) -> DenoiseConfig:
@@ -235,3 +235,125 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     for name in DenoiseConfig.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in said or name == "input"
     assert "(default: 95)" in said
+
+
+def prepared(*argv: str) -> PrepareConfig:
+    return parse(PrepareConfig, argv, prog="raydenoise prepare", description="")
+
+
+def test_prepare_takes_several_inputs_wherever_they_stand() -> None:
+    found = prepared("a", "b", "--output", "out", "c", "--patch", "64")
+    assert found == PrepareConfig(input=("a", "b", "c"), output="out", patch=64)
+    assert prepared("--output", "out", "a") == PrepareConfig(input=("a",), output="out")
+
+
+def test_prepare_takes_pairs() -> None:
+    found = prepared("--noisy", "n", "--clean", "c", "--output", "out")
+    assert found == PrepareConfig(noisy="n", clean="c", output="out")
+    assert found.input == ()
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (["--scale", "0.5"], "scale", (0.5, 0.5)),
+        (["--scale", "0.5:1"], "scale", (0.5, 1.0)),
+        (["--split", "0.8,0.2,0"], "split", (0.8, 0.2, 0.0)),
+        (["--split", "1,0,0"], "split", (1.0, 0.0, 0.0)),
+        (["--flat", "0"], "flat", 0.0),
+        (["--count", "5"], "count", 5),
+    ],
+)
+def test_values_of_prepare(argv: list[str], name: str, value: Any) -> None:
+    assert getattr(prepared("in", "--output", "out", *argv), name) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("input: a", {"input": ("a",)}),
+        ("input: [a, b]", {"input": ("a", "b")}),
+        ("input: a\nsplit: [0.8, 0.1, 0.1]", {"input": ("a",), "split": (0.8, 0.1, 0.1)}),
+        ("input: a\nsplit: 0.8,0.1,0.1", {"input": ("a",), "split": (0.8, 0.1, 0.1)}),
+        ("input: a\nscale: 0.5", {"input": ("a",), "scale": (0.5, 0.5)}),
+        ("input: a\nscale: 0.5:0.75", {"input": ("a",), "scale": (0.5, 0.75)}),
+    ],
+)
+def test_prepare_reads_a_file(tmp_path: Path, text: str, expected: dict[str, Any]) -> None:
+    (tmp_path / "job.yaml").write_text(text)
+    found = prepared("--output", "out", "--config", str(tmp_path / "job.yaml"))
+    assert found == PrepareConfig(output="out", **expected)
+    (tmp_path / "job.yaml").write_text("input: z\n")
+    assert prepared("a", "--output", "out", "--config", str(tmp_path / "job.yaml")).input == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("input: 3", "input is 3; allowed: folders (with all below them), globs, files: clean pictures"),
+        ("input: [a, 3]", "input is 3; allowed: folders"),
+        ("split: [a, 1]", "split is ['a', 1]; allowed: shares of pictures for train,validation,test"),
+        ("scale: small", "scale is 'small'; allowed: shrink first by a factor"),
+    ],
+)
+def test_a_bad_file_of_prepare_exits_with_2(
+    tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job.yaml").write_text(text)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        prepared("in", "--output", "out", "--config", str(tmp_path / "job.yaml"))
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "nothing given; allowed: INPUT for clean pictures, or --noisy and --clean"),
+        ({"noisy": "n"}, "noisy given; allowed: INPUT for clean pictures, or --noisy and --clean"),
+        ({"clean": "c"}, "clean given; allowed: INPUT for clean pictures, or --noisy and --clean"),
+        ({"input": ("a",), "clean": "c"}, "input and clean given; allowed: INPUT for clean pictures, or --noisy and"),
+        ({"input": ("a",), "stride": 3, "count": 2}, "stride and count given; allowed: one of them"),
+        ({"input": ("a",), "scale": (0.0, 1.0)}, "scale is 0.0:1.0; allowed: LOW:HIGH with 0 < LOW <= HIGH <= 1"),
+        ({"input": ("a",), "scale": (0.8, 0.5)}, "scale is 0.8:0.5; allowed: LOW:HIGH with 0 < LOW <= HIGH <= 1"),
+        ({"input": ("a",), "scale": (0.5, 2.0)}, "scale is 0.5:2.0; allowed: LOW:HIGH with 0 < LOW <= HIGH <= 1"),
+        ({"input": ("a",), "flat": -1.0}, "flat is -1.0; allowed: 0 and more 8-bit grey levels"),
+        ({"input": ("a",), "flat": float("nan")}, "flat is nan; allowed: 0 and more 8-bit grey levels"),
+        ({"input": ("a",), "split": (0.5, 0.5)}, "split is 0.5,0.5; allowed: three shares of 0 to 1 whose sum is 1"),
+        ({"input": ("a",), "split": (0.5, 0.5, 0.5)}, "split is 0.5,0.5,0.5; allowed: three shares of 0 to 1"),
+        ({"input": ("a",), "split": (1.5, -0.5, 0.0)}, "split is 1.5,-0.5,0.0; allowed: three shares of 0 to 1"),
+        ({"input": ("a",), "seed": -1}, "seed is -1; allowed: 0 or more"),
+        *(
+            ({"input": ("a",), name: 0}, f"{name} is 0; allowed: 1 or more")
+            for name in ("patch", "stride", "count", "limit", "max_pixels")
+        ),
+    ],
+)
+def test_prepare_refuses_what_is_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        PrepareConfig(output="out", **options)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--scale", "half"], "argument --scale: 'half' is no scale; allowed: such as 0.5, or 0.5:1"),
+        (["--split", "a,b,c"], "argument --split: 'a,b,c' are no shares; allowed: such as 0.9,0.05,0.05"),
+    ],
+)
+def test_flags_of_prepare_that_cannot_be_read(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        prepared("in", "--output", "out", *argv)
+    assert message in capsys.readouterr().err
+
+
+def test_the_help_of_prepare_names_every_option_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        prepared("--help")
+    said = " ".join(capsys.readouterr().out.split())
+    for name in PrepareConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in said or name == "input"
+    for default in ("128", "0.9,0.05,0.05", "0", "1.0"):
+        assert f"(default: {default})" in said
+    assert "(default: ())" not in said

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from raydenoise.config import DenoiseConfig, parse
-from raydenoise.data.schema import METRICS
+from raydenoise.config import DenoiseConfig, PrepareConfig, parse
+from raydenoise.data.schema import METRICS, PATCHES
 from raydenoise.model import networks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +25,16 @@ def test_the_metrics_page_names_every_column_and_no_other() -> None:
 def test_the_denoise_page_names_every_option() -> None:
     page = (ROOT / "docs" / "denoise.md").read_text()
     for entry in fields(DenoiseConfig):
+        word = "INPUT" if entry.name == "input" else "--" + entry.name.replace("_", "-")
+        assert word in page, word
+
+
+def test_the_training_page_names_every_column_of_a_shard_and_option_of_prepare() -> None:
+    page = (ROOT / "docs" / "training.md").read_text()
+    rows = re.findall(r"^\| ([a-z_0-9, ]+) \| (string|int8|int32|binary) \|", page, re.MULTILINE)
+    named = {name: kind for names, kind in rows for name in names.split(", ")}
+    assert named == {name: str(PATCHES.field(name).type) for name in PATCHES.names}
+    for entry in fields(PrepareConfig):
         word = "INPUT" if entry.name == "input" else "--" + entry.name.replace("_", "-")
         assert word in page, word
 

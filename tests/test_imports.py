@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"model", "core"},
     "data": {"core"},
     "config": {"core"},
-    "pipelines": {"training", "model", "data", "config", "core"},
+    "pipelines": {"training", "model", "data", "config", "report", "core"},
     "report": {"data", "core"},
     "cli": {"pipelines", "config", "report", "__init__"},
     "demo": {"cli", "report", "data", "core"},

@@ -24,7 +24,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from raydenoise.config import DenoiseConfig, parse
+from raydenoise.config import DenoiseConfig, PrepareConfig, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -146,6 +146,20 @@ def test_the_example_config_holds_every_option_at_its_default() -> None:
     assert settings == DenoiseConfig(input="/data/photos", output="/data/photos-denoised")
     written = yaml.safe_load((ROOT / "jobs" / "denoise.yaml").read_text())
     assert list(written) == [entry.name for entry in fields(DenoiseConfig)]
+
+
+def test_the_example_config_of_prepare_holds_every_option_at_its_default() -> None:
+    settings = parse(PrepareConfig, ["--config", str(ROOT / "jobs" / "prepare.yaml")], prog="test", description="")
+    assert settings == PrepareConfig(input=("/data/photos",), output="/data/shards")
+    written = yaml.safe_load((ROOT / "jobs" / "prepare.yaml").read_text())
+    assert list(written) == [entry.name for entry in fields(PrepareConfig)]
+
+
+def test_the_entry_point_of_prepare_reads_its_arguments() -> None:
+    job = [sys.executable, str(ROOT / "jobs" / "prepare.py"), "gone", "--output", "out", "--patch", "0"]
+    done = subprocess.run(job, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "raydenoise prepare: error: patch is 0; allowed: 1 or more" in done.stderr
 
 
 class NotStartedError(RuntimeError):

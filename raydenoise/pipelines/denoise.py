@@ -1,6 +1,5 @@
 """The main job: list -> decode -> denoise -> publish -> metrics rows -> parquet, on Ray Data."""
 
-import logging
 import os
 import tempfile
 import time
@@ -19,7 +18,15 @@ from raydenoise.data.manifest import MetricsWriter, Output, utc_now, versions
 from raydenoise.data.schema import SOURCES
 from raydenoise.model.card import Card, check_sigma, locate, read_checked
 from raydenoise.pipelines.progress import Display, Totals
-from raydenoise.pipelines.session import Plan, cluster_address, local_cpus, make_plan, session, waiting_for_nodes
+from raydenoise.pipelines.session import (
+    Plan,
+    cluster_address,
+    configure_data,
+    local_cpus,
+    make_plan,
+    session,
+    waiting_for_nodes,
+)
 from raydenoise.pipelines.stages import DenoiseActor, FusedActor, ModelFiles, Stages, decode_batch, publish_batch
 
 BLOCK_BYTES = 4096  # a few metrics rows, or one picture: rows come as they are done, not at the end of a task
@@ -80,17 +87,15 @@ def _execute(
     totals: Totals,
 ) -> None:
     """Run the pipeline and collect its rows."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.target_max_block_size = BLOCK_BYTES
-    logging.getLogger("ray.data").setLevel(logging.INFO if config.verbose else logging.ERROR)
+    configure_data(block_bytes=BLOCK_BYTES, verbose=config.verbose)
     stages = Stages(config, output.root, {"model": card.name, "model_sha256": card.sha256})
     blocks = [sources.slice(first, plan.rows) for first in range(0, len(sources), plan.rows)]
     results = denoise(ray.data.from_blocks(blocks), files=files, stages=stages, plan=plan)
 
     writer = MetricsWriter(output, now=time.monotonic())
-    with Display(len(sources), quiet=config.quiet, waiting=partial(waiting_for_nodes, plan)) as display:
+    waiting = partial(waiting_for_nodes, cpus=plan.cpus, gpus=plan.gpus)
+    begin = "starting Ray and the model"
+    with Display(len(sources), doing="denoising", begin=begin, quiet=config.quiet, waiting=waiting) as display:
         try:
             for rows in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 writer.add(rows, now=time.monotonic())

@@ -67,10 +67,18 @@ class Totals:
 
 
 class Display:
-    """A progress bar on a terminal, a line every ten seconds elsewhere, nothing when quiet. Writes to stderr."""
+    """A progress bar on a terminal, a line every ten seconds elsewhere, nothing when quiet. Writes to stderr.
 
-    def __init__(self, total: int, *, quiet: bool, waiting: Callable[[], str | None]) -> None:
-        self._total, self._waiting = total, waiting
+    Args:
+        total: pictures.
+        doing: what is done to them, such as "denoising".
+        begin: what comes first, such as "starting Ray".
+        quiet: show nothing.
+        waiting: tells why nothing comes, where it knows.
+    """
+
+    def __init__(self, total: int, *, doing: str, begin: str, quiet: bool, waiting: Callable[[], str | None]) -> None:
+        self._total, self._doing, self._begin, self._waiting = total, doing, begin, waiting
         self._done = self._failed = 0
         self._console = Console(stderr=True, quiet=quiet, highlight=False)
         self._bar: Progress | None = None
@@ -88,10 +96,10 @@ class Display:
                 TextColumn("{task.fields[rate]}"),
             )
             self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console)
-            self._task = self._bar.add_task("starting", total=self._total, rate="")
+            self._task = self._bar.add_task(self._begin, total=self._total, rate="")
             self._bar.start()
         else:
-            self._console.print(f"denoising {self._total} pictures: starting Ray and the model")
+            self._console.print(f"{self._doing} {self._total} pictures: {self._begin}")
         self._ticker.start()
         return self
 
@@ -108,7 +116,7 @@ class Display:
             self._before = done
         self._done, self._failed = done, failed
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, description="denoising", rate=self._rate_text())
+            self._bar.update(self._task, completed=done, description=self._doing, rate=self._rate_text())
 
     def say(self, text: str) -> None:
         """Print one line."""
@@ -161,9 +169,28 @@ def print_summary(summary: dict[str, Any]) -> None:
         )
     table.add_row("output", Text(summary["output"]))
     console.print(table)
+    _print_failures(console, summary, "rows with status = 'error'")
+
+
+def print_prepared(summary: dict[str, Any]) -> None:
+    """Print the table at the end of `prepare` to stdout."""
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column()
+    counts = f"{summary['used']} used, {summary['skipped']} without a patch, {summary['failed']} failed"
+    table.add_row("pictures", f"{summary['images']}: {counts}")
+    for split, part in summary["splits"].items():
+        told = f"{part['patches']} patches of {part['images']} pictures, {part['megabytes']:.1f} MB"
+        table.add_row(split, f"{told} in {part['files']} files")
+    table.add_row("time", f"{summary['seconds']} s, start-up included")
+    table.add_row("output", Text(summary["output"]))
+    console.print(table)
+    _print_failures(console, summary, "failures.parquet")
+
+
+def _print_failures(console: Console, summary: dict[str, Any], where: str) -> None:
     for failure in summary["first_failures"]:
         console.print(f"  failed: {failure['key']}: {failure['error']}", markup=False)
     if summary["failed"] > len(summary["first_failures"]):
-        console.print(
-            f"  ... and {summary['failed'] - len(summary['first_failures'])} more: rows with status = 'error'"
-        )
+        console.print(f"  ... and {summary['failed'] - len(summary['first_failures'])} more: {where}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+import ray.data
 import yaml
 from ray._private.utils import get_num_cpus
 
@@ -76,6 +77,20 @@ def session(address: str | None, *, cpus: int, gpus: int | None = None, verbose:
         ray.shutdown()
 
 
+def configure_data(*, block_bytes: int, verbose: bool) -> None:
+    """Set what Ray Data reads when a dataset is made.
+
+    Args:
+        block_bytes: rows come when they are this much, not at the end of a task.
+        verbose: let it talk.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = block_bytes
+    logging.getLogger("ray.data").setLevel(logging.INFO if verbose else logging.ERROR)
+
+
 def cores() -> int:
     """Count the cores of this machine, or of the container on it."""
     return int(get_num_cpus())
@@ -114,14 +129,19 @@ def make_plan(config: DenoiseConfig, *, images: int) -> Plan:
 
     actors = room(possible) if config.actors == "auto" else config.actors
     actors = min(actors, images)
-    small = min(SMALL_TASK, -(-images // (4 * actors)))  # four tasks an actor, so that all end together
     return Plan(
         actors=actors,
         initial=min(actors, room(now)),
         gpus=gpus,
         cpus=cpus,
-        rows=min(LARGE_TASK, max(small, images // 4_000)),
+        rows=task_rows(images, workers=actors),
     )
+
+
+def task_rows(images: int, *, workers: int) -> int:
+    """Choose the pictures of a task: four tasks a worker at least, so that all end together."""
+    small = min(SMALL_TASK, -(-images // (4 * workers)))
+    return min(LARGE_TASK, max(small, images // 4_000))
 
 
 def possible_resources(launcher_config: Path = LAUNCHER_CONFIG) -> dict[str, float]:
@@ -159,9 +179,9 @@ def _smallest_node_cpus() -> int:
     return min((count for count in cpus if count), default=1)
 
 
-def waiting_for_nodes(plan: Plan) -> str | None:
-    """Why nothing has come yet, where the reason is a node that is not there."""
+def waiting_for_nodes(*, cpus: int, gpus: float = 0) -> str | None:
+    """Why nothing has come yet, where the reason is a node that is not there: what a process asks for is nowhere."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(node.get("CPU", 0) >= plan.cpus and node.get("GPU", 0) >= plan.gpus for node in nodes):
+    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
         return None
-    return f"waiting for nodes: an actor asks for {plan.cpus} CPUs and {plan.gpus:g} GPUs; no node that is up has them"
+    return f"waiting for nodes: a process asks for {cpus} CPUs and {gpus:g} GPUs; no node that is up has them"

@@ -158,10 +158,14 @@ def _guarded(step: Callable[[Work], None], work: Work, timing: str) -> Work:
     except Exception as error:  # one picture never takes the job along
         logging.getLogger(__name__).debug("%s failed", work.source["key"], exc_info=True)
         work.failed, work.picture, work.noisy = True, None, None
-        kind = error.kind if isinstance(error, codec.ImageError) else type(error).__name__
-        work.row.update(status="error", error_type=kind, error_message=_first_line(error))
+        work.row.update(status="error", **described(error))
     work.row[timing] = time.perf_counter() - started
     return work
+
+
+def described(error: Exception) -> dict[str, str]:
+    """The columns of an error row that say what went wrong."""
+    return {"error_type": getattr(error, "kind", type(error).__name__), "error_message": _first_line(error)}
 
 
 def _first_line(error: Exception) -> str:

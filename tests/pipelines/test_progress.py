@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from raydenoise.data.schema import metrics_table
-from raydenoise.pipelines.progress import SHOWN_FAILURES, Totals, print_summary
+from raydenoise.pipelines.progress import SHOWN_FAILURES, Display, Totals, print_prepared, print_summary
 
 
 def ok(key: str, *, height: int = 1000, width: int = 2000, **more: Any) -> dict[str, Any]:
@@ -107,3 +107,37 @@ def test_the_summary_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_brackets_in_the_output_folder_are_no_markup(output: str, capsys: pytest.CaptureFixture[str]) -> None:
     print_summary(totals([ok("a")]).summary(seconds=2, output=output))
     assert output in capsys.readouterr().out
+
+
+def test_what_was_prepared_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    part = {"images": 3, "patches": 120, "files": 2, "megabytes": 5.25}
+    summary = {
+        "output": "run [/x]",
+        "images": 16,
+        "used": 9,
+        "skipped": 1,
+        "failed": 6,
+        "splits": {"train": part, "validation": part, "test": {**part, "patches": 0}},
+        "seconds": 7.5,
+        "first_failures": [{"key": f"{number}[/]", "error": "broken"} for number in range(5)],
+    }
+    print_prepared(summary)
+    said = capsys.readouterr().out
+    for text in (
+        "16: 9 used, 1 without a patch, 6 failed",
+        "120 patches of 3 pictures, 5.2 MB in 2 files",
+        "0 patches of 3 pictures",
+        "run [/x]",
+        "failed: 4[/]: broken",
+        "... and 1 more: failures.parquet",
+    ):
+        assert text in said
+
+
+def test_a_display_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display(3, doing="surveying", begin="starting Ray", quiet=False, waiting=lambda: None) as display:
+        display.update(done=1, failed=0)
+    assert capsys.readouterr().err == "surveying 3 pictures: starting Ray\n"
+    with Display(3, doing="surveying", begin="starting Ray", quiet=True, waiting=lambda: None):
+        pass
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,281 @@
+"""Pictures -> patches -> shards, on Ray Data: list -> survey -> lay out -> cut and write -> manifest.
+
+The driver never sees a pixel: the survey returns counts, each shard is one task that reads its pictures again.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+
+from raydenoise.config import PrepareConfig
+from raydenoise.data import storage
+from raydenoise.data.layout import Piece, Shard, Surveyed, lay_out
+from raydenoise.data.manifest import check_empty, utc_now, versions
+from raydenoise.data.schema import FAILURES, PICTURES, SHARDS, SPLITS, SURVEY, WRITTEN
+from raydenoise.data.shards import read_shard, write_manifest
+from raydenoise.pipelines.cutter import Cutter
+from raydenoise.pipelines.progress import SHOWN_FAILURES, Display
+from raydenoise.pipelines.session import (
+    cluster_address,
+    configure_data,
+    cores,
+    session,
+    task_rows,
+    waiting_for_nodes,
+)
+from raydenoise.report import patch_sheet
+
+BLOCK_BYTES = 4096  # a few rows: they come as they are done
+LISTED = 100  # failures in the manifest; all are in failures.parquet
+
+
+@dataclass
+class Result:
+    """What is known of a job's pictures so far.
+
+    Attributes:
+        listed: number of pictures.
+        usable: those with patches.
+        reports: rows of `schema.FAILURES` by key: failed and skipped pictures.
+        written: rows of `schema.WRITTEN`.
+        images: pictures with patches in each split.
+        channels: that occur.
+        dtypes: that occur.
+    """
+
+    listed: int
+    usable: list[Surveyed] = field(default_factory=list)
+    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    written: list[dict[str, Any]] = field(default_factory=list)
+    images: dict[str, int] = field(default_factory=dict)
+    channels: set[int] = field(default_factory=set)
+    dtypes: set[str] = field(default_factory=set)
+
+    def reported(self, status: str) -> list[dict[str, Any]]:
+        """Rows of one status, by key."""
+        return [row for _, row in sorted(self.reports.items()) if row["status"] == status]
+
+
+def run(config: PrepareConfig) -> dict[str, Any]:
+    """Prepare a collection and return the summary.
+
+    Raises:
+        ValueError: an argument is not allowed, no Ray answers at the address, or there is no patch in all pictures;
+            nothing was written.
+        RuntimeError: the job broke.
+    """
+    started = time.monotonic()
+    root = Path(config.output).absolute()
+    check_empty(root)
+    pictures = list_pictures(config)
+    result = Result(len(pictures))
+    address = cluster_address(config.address)
+    facts = {
+        "patch": config.patch,
+        "paired": config.clean is not None,
+        "seed": config.seed,
+        "config": asdict(config),
+        "versions": versions(),
+        "ray": {"address": address or "local"},
+        "started_at": utc_now().isoformat(),
+    }
+    with session(address, cpus=cores(), verbose=config.verbose):
+        configure_data(block_bytes=BLOCK_BYTES, verbose=config.verbose)
+        _survey(config, pictures, result)
+        _check_patches(result)
+        shards = lay_out(result.usable, config.split, seed=config.seed)
+        status = "broken"  # unless it ends otherwise
+        write_manifest(root, {"status": "running", **facts})
+        try:
+            _write(config, shards, result)
+            _publish_failures(root, result)
+            _draw_sheets(root, result)
+            status = "finished"
+        except (KeyboardInterrupt, SystemExit):  # `ray job stop` raises the latter
+            status = "interrupted"
+            raise
+        finally:
+            outcome = {"finished_at": utc_now().isoformat(), **_outcome(result)}
+            write_manifest(root, {"status": status, **facts, **outcome})
+    return _summary(result, seconds=time.monotonic() - started, output=str(root))
+
+
+def list_pictures(config: PrepareConfig) -> pa.Table:
+    """List INPUT, or pair the noisy pictures with clean ones: rows of `schema.PICTURES`.
+
+    Raises:
+        ValueError: nothing is there, or nothing fits.
+    """
+    if config.clean is None or config.noisy is None:
+        listed = storage.list_all(config.input)[: config.limit]
+        return pa.table([[s.uri for s in listed], [s.key for s in listed], [None] * len(listed)], schema=PICTURES)
+    if not Path(config.noisy).is_dir():
+        raise ValueError(f"noisy {config.noisy!r} is not a folder; allowed: a folder of noisy pictures")
+    listed = storage.list_sources(config.noisy, argument="noisy")[: config.limit]
+    keys = [source.key for source in listed]
+    clean = storage.pair_references(keys, config.clean, argument="clean")
+    return pa.table([clean, keys, [source.uri for source in listed]], schema=PICTURES)
+
+
+def survey(pictures: ray.data.Dataset, *, cutter: Cutter) -> ray.data.Dataset:
+    """The first pass: pictures in, rows of `schema.SURVEY` out."""
+    return pictures.map_batches(
+        survey_batch, fn_kwargs={"cutter": cutter}, batch_size=None, batch_format="pyarrow", num_cpus=1
+    )
+
+
+def survey_batch(batch: pa.Table, *, cutter: Cutter) -> Iterator[pa.Table]:
+    """Survey pictures, row by row."""
+    for picture in batch.to_pylist():
+        yield pa.Table.from_pylist([cutter.survey(picture)], schema=SURVEY)
+
+
+def write(shards: ray.data.Dataset, *, cutter: Cutter, root: Path) -> ray.data.Dataset:
+    """The second pass: a row of `schema.SHARDS` in, a file on the disk, a row of `schema.WRITTEN` out."""
+    kwargs = {"cutter": cutter, "root": root}
+    return shards.map_batches(write_batch, fn_kwargs=kwargs, batch_size=None, batch_format="pyarrow", num_cpus=1)
+
+
+def write_batch(batch: pa.Table, *, cutter: Cutter, root: Path) -> Iterator[pa.Table]:
+    """Write shards, one at a time."""
+    for row in batch.to_pylist():
+        shard = Shard(row["name"], row["split"], tuple(Piece(**piece) for piece in row["pieces"]))
+        yield pa.Table.from_pylist([cutter.write(shard, root)], schema=WRITTEN)
+
+
+def _survey(config: PrepareConfig, pictures: pa.Table, result: Result) -> None:
+    rows = task_rows(len(pictures), workers=max(1, int(ray.cluster_resources().get("CPU", 1))))
+    blocks = [pictures.slice(first, rows) for first in range(0, len(pictures), rows)]
+    found = survey(ray.data.from_blocks(blocks), cutter=Cutter(config))
+    seen = failed = 0
+    with _display(config, len(pictures), doing="surveying", begin="starting Ray") as display:
+        for row in _rows(found):
+            seen += 1
+            failed += row["status"] == "error"
+            if row["status"] == "ok":
+                names = ("uri", "key", "noisy_uri", "digest", "patches", "patch_bytes")
+                result.usable.append(Surveyed(*(row[name] for name in names)))
+                result.channels.add(row["channels"])
+                result.dtypes.add(row["dtype"])
+            else:
+                report = {name: row[name] for name in FAILURES.names}
+                result.reports[row["key"]] = {**report, "uri": row["uri"] or row["noisy_uri"]}
+            display.update(done=seen, failed=failed)
+    if seen != len(pictures):
+        raise RuntimeError(f"{seen} of {len(pictures)} pictures have a row; the others were lost on the way")
+
+
+def _check_patches(result: Result) -> None:
+    if result.usable:
+        return
+    failed, skipped = result.reported("error"), result.reported("skipped")
+    first = (failed + skipped)[0]
+    raise ValueError(
+        f"no patch in {result.listed} pictures: {len(failed)} failed, {len(skipped)} have none, such as "
+        f"{first['key']}: {first['error_message']}; allowed: at least one picture with a patch"
+    )
+
+
+def _write(config: PrepareConfig, shards: list[Shard], result: Result) -> None:
+    blocks = [pa.Table.from_pylist([asdict(shard)], schema=SHARDS) for shard in shards]
+    found = write(ray.data.from_blocks(blocks), cutter=Cutter(config), root=Path(config.output).absolute())
+    pieces = sum(len(shard.pieces) for shard in shards)
+    done = failed = 0
+    with _display(config, pieces, doing="cutting", begin="reading them again") as display:
+        for row in _rows(found):
+            result.written.append(row)
+            done += row["pieces"]
+            failed += len(row["failures"])
+            result.reports.update({failure["key"]: {**failure, "status": "error"} for failure in row["failures"]})
+            display.update(done=done, failed=failed)
+    if len(result.written) != len(shards):
+        raise RuntimeError(f"{len(result.written)} of {len(shards)} shards were written; the others were lost")
+    if not any(row["rows"] for row in result.written):
+        raise RuntimeError("no patch was written: every picture changed or vanished while the job ran")
+    result.written.sort(key=lambda row: str(row["name"]))
+    for split in SPLITS:
+        keys = {piece.key for shard in shards if shard.split == split for piece in shard.pieces}
+        result.images[split] = len(keys - result.reports.keys())
+
+
+def _rows(results: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    try:
+        for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from batch.to_pylist()
+    except ValueError as error:  # Ray's task errors take the type of their cause: no argument is to blame here
+        raise RuntimeError(str(error)) from error
+
+
+def _display(config: PrepareConfig, total: int, *, doing: str, begin: str) -> Display:
+    waiting = partial(waiting_for_nodes, cpus=1)
+    return Display(total, doing=doing, begin=begin, quiet=config.quiet, waiting=waiting)
+
+
+def _publish_failures(root: Path, result: Result) -> None:
+    if result.reports:
+        rows = result.reported("error") + result.reported("skipped")
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows, schema=FAILURES), sink)
+        storage.publish(root / "failures.parquet", memoryview(sink.getvalue()))
+
+
+def _outcome(result: Result) -> dict[str, Any]:
+    """The part of the manifest that the job found out."""
+    splits = {}
+    for split in SPLITS:
+        files = [row for row in result.written if row["split"] == split and row["rows"]]
+        splits[split] = {
+            "images": result.images.get(split, 0),
+            "patches": sum(row["rows"] for row in files),
+            "files": [{name: row[name] for name in ("name", "rows", "bytes")} for row in files],
+        }
+    failed, skipped = result.reported("error"), result.reported("skipped")
+    columns = ("uri", "error_type", "error_message")
+    return {
+        "dtypes": sorted(result.dtypes),
+        "channels": sorted(result.channels),
+        "splits": splits,
+        "images": {"listed": result.listed, "failed": len(failed), "skipped": len(skipped)},
+        "failures": [{name: row[name] for name in columns} for row in failed[:LISTED]],
+        "skipped": [{name: row[name] for name in columns} for row in skipped[:LISTED]],
+    }
+
+
+def _draw_sheets(root: Path, result: Result) -> None:
+    for split in ("train", "test"):
+        files = [read_shard(root / row["name"]) for row in result.written if row["split"] == split and row["rows"]]
+        if files:
+            patch_sheet(files, path=root / f"{split}.png")
+
+
+def _summary(result: Result, *, seconds: float, output: str) -> dict[str, Any]:
+    outcome = _outcome(result)
+    splits = {
+        name: {
+            "images": split["images"],
+            "patches": split["patches"],
+            "files": len(split["files"]),
+            "megabytes": round(sum(file["bytes"] for file in split["files"]) / 1e6, 1),
+        }
+        for name, split in outcome["splits"].items()
+    }
+    failed = result.reported("error")
+    return {
+        "output": output,
+        "images": result.listed,
+        "used": sum(result.images.values()),
+        "skipped": outcome["images"]["skipped"],
+        "failed": len(failed),
+        "splits": splits,
+        "patches": sum(split["patches"] for split in splits.values()),
+        "seconds": round(seconds, 1),
+        "first_failures": [{"key": row["key"], "error": row["error_message"]} for row in failed[:SHOWN_FAILURES]],
+    }
