@@ -202,6 +202,14 @@ def test_flat_patches_are_left_out(dtype: str) -> None:
     assert kept[3.1] == []
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_deviation_is_the_standard_deviation_within_the_channels(dtype: str) -> None:
+    patch = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (31, 47, 3), dtype, endpoint=True)
+    expected = np.sqrt((patch / np.iinfo(dtype).max * 255).var(axis=(0, 1)).mean())
+    assert deviation(patch) == pytest.approx(expected, rel=1e-12)
+    assert deviation(np.full((31, 47, 3), (65535, 1, 7), np.uint16)) == 0
+
+
 def test_random_places_avoid_flat_ones_as_long_as_they_can() -> None:
     picture = np.zeros((32, 320, 1), np.uint8)
     picture[:, ::2] = 100

@@ -314,6 +314,22 @@ def test_an_output_that_cannot_be_written_breaks_the_job(
         read_manifest(tmp_path / "out")
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_job_says_so(
+    run: Any, collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise stop
+
+    monkeypatch.setattr(prepare, "_write", stopped)
+    with pytest.raises(stop):
+        run(collection)
+    with pytest.raises(
+        ValueError, match=r"^shards '.*out' are of a run that is 'interrupted'; allowed: a finished one"
+    ):
+        read_manifest(tmp_path / "out")
+
+
 def test_no_patch_at_all_is_said_and_nothing_is_written(run: Any, collection: Path, tmp_path: Path) -> None:
     said = (
         r"^no patch in 24 pictures: 2 failed, 22 have none, such as cut\.png: .*; "
