@@ -91,6 +91,28 @@ def prepare(argv: Sequence[str] | None = None) -> int:
     return _run("prepare", settings, pipeline=pipeline, show=show)
 
 
+def train(argv: Sequence[str] | None = None) -> int:
+    """`raydenoise train`: see docs/training.md."""
+    settings = config.parse(
+        config.TrainConfig,
+        sys.argv[1:] if argv is None else argv,
+        prog="raydenoise train",
+        description="Train a network on Ray Train, data-parallel.",
+    )
+
+    def pipeline() -> Summary:
+        from raydenoise.pipelines import train
+
+        return train.run(settings)
+
+    def show(summary: Summary) -> None:
+        from raydenoise.pipelines.progress import print_training
+
+        print_training(summary)
+
+    return _run("train", settings, pipeline=pipeline, show=show)
+
+
 def _run(verb: str, settings: Settings, *, pipeline: Callable[[], Summary], show: Callable[[Summary], None]) -> int:
     """Run the pipeline of a verb and say how it went; returns the exit status."""
     with contextlib.nullcontext() if settings.verbose else native_output_aside() as aside:
@@ -111,7 +133,7 @@ def _run(verb: str, settings: Settings, *, pipeline: Callable[[], Summary], show
     return SOME_FAILED if summary.get("failed") else DONE
 
 
-VERBS: dict[str, Callable[[Sequence[str]], int]] = {"prepare": prepare, "denoise": denoise}
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {"prepare": prepare, "train": train, "denoise": denoise}
 
 
 def _usage(arguments: list[str]) -> int:

@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"core"},
     "training": {"model", "core"},
     "data": {"core"},
-    "config": {"core"},
+    "config": {"training", "core"},
     "pipelines": {"training", "model", "data", "config", "report", "core"},
     "report": {"data", "core"},
     "cli": {"pipelines", "config", "report", "__init__"},

@@ -4,15 +4,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import sqrt
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+Augmentation = Literal["flip", "turn", "channels", "brightness"]
+
 # ITU-R BT.601 luma, what Pillow's "L" conversion uses.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 DRAWS = 4  # places tried for each random patch asked for, where flat ones are left out
+
+
+def generator(seed: int, *, epoch: int, patch: int, purpose: int) -> np.random.Generator:
+    """The random numbers of one sample of a training: 0 for where it is cropped, 1 for augmentation and noise."""
+    return np.random.Generator(np.random.SFC64([seed, epoch, patch, purpose]))
 
 
 def random_crop(pictures: Sequence[NDArray[np.uint8]], *, side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -32,18 +39,29 @@ def random_crop(pictures: Sequence[NDArray[np.uint8]], *, side: int, rng: np.ran
     return picture[y : y + side, x : x + side]
 
 
-def augment(patch: NDArray[np.uint8], *, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Flip and turn by quarters a square patch at random.
+def augment(
+    patches: Sequence[NDArray[Any]], names: Sequence[Augmentation], *, rng: np.random.Generator
+) -> list[NDArray[Any]]:
+    """Move the pixels of square patches that belong together at random, all in the same way.
 
     Args:
-        patch: (side, side, C).
+        patches: (side, side, C) each.
+        names: `flip` (left and right), `turn` (quarters), `channels` (their order); `brightness` moves nothing and is
+            left to `brightness`.
         rng: the generator.
 
     Returns:
-        (side, side, C) of the same values.
+        (side, side, C) each, of the same values.
     """
-    patch = np.rot90(patch, int(rng.integers(4)))
-    return patch[:, ::-1] if rng.integers(2) else patch
+    turns = int(rng.integers(4)) if "turn" in names else 0
+    flip = -1 if "flip" in names and rng.integers(2) else 1
+    order = rng.permutation(patches[0].shape[-1]) if "channels" in names else slice(None)
+    return [np.rot90(patch, turns)[:, ::flip, order] for patch in patches]
+
+
+def brightness(names: Sequence[Augmentation], *, rng: np.random.Generator) -> np.float32:
+    """Draw the factor of the augmentation `brightness`: 0.5 to 1, so that nothing is clipped; 1 without it."""
+    return np.float32(rng.uniform(0.5, 1.0) if "brightness" in names else 1.0)
 
 
 def to_grey(patch: NDArray[np.floating]) -> NDArray[np.float32]:

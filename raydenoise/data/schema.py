@@ -122,6 +122,20 @@ WRITTEN = pa.schema(
     ]
 )
 
+TRAINING = pa.schema(
+    [
+        ("step", pa.int64()),  # optimizer steps done
+        ("loss", pa.float64()),  # mean since the row before
+        ("learning_rate", pa.float64()),
+        ("patches_per_s", pa.float64()),  # of all workers together
+        ("seconds", pa.float64()),  # wall time so far, over all starts
+        ("psnr", pa.float64()),  # dB on the validation split, mean over the levels; null where none was due
+        ("psnr_15", pa.float64()),  # at sigma 15; null for pairs
+        ("psnr_25", pa.float64()),
+        ("psnr_50", pa.float64()),
+    ]
+)
+
 
 def metrics_table(rows: list[dict[str, Any]]) -> pa.Table:
     """Make a table of metrics rows; a column that a row lacks is null there.

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -149,6 +150,74 @@ class Display:
         rate = self._rate()
         left = f", about {(self._total - self._done) / rate:.0f} s left" if rate else ""
         self.say(f"{self._done} of {self._total} pictures, {self._rate_text()}{left}")
+
+
+class TrainDisplay:
+    """The live line of a training: a bar on a terminal, a line every ten seconds elsewhere, nothing when quiet."""
+
+    def __init__(self, steps: int, *, quiet: bool, read: Callable[[], dict[str, Any]]) -> None:
+        self._steps, self._read = steps, read
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._stop = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, daemon=True)
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> "TrainDisplay":
+        if self._console.is_terminal and not self._console.quiet:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console)
+            self._task = self._bar.add_task("starting the workers", total=self._steps)
+            self._bar.start()
+        else:
+            self._console.print(f"training for {self._steps} steps: starting Ray and the workers")
+        self._ticker.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._ticker.join()
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _tick(self) -> None:
+        said, last = 0, 0.0
+        while not self._stop.wait(1.0):
+            try:
+                news = self._read()
+            except Exception:  # a display must not break a job: the board may be gone with its node
+                continue
+            if "step" not in news:
+                continue
+            if self._bar is not None:
+                self._bar.update(self._task, completed=news["step"], description=training_line(news))
+            elif news["step"] != said and time.monotonic() - last >= LINE_SECONDS:
+                left = (self._steps - news["step"]) * news["batch_size"] / news["rate"]
+                line = f"step {news['step']} of {self._steps}: {training_line(news)}, about {left:.0f} s left"
+                self._console.print(line, markup=False)
+                said, last = news["step"], time.monotonic()
+
+
+def training_line(news: dict[str, Any]) -> str:
+    """Describe the last news of a training."""
+    psnr = f", validation {news['psnr']['psnr']:.2f} dB" if news["psnr"] else ""
+    return f"loss {news['loss']:.5f}{psnr}, {news['rate']:.0f} patches/s"
+
+
+def print_training(summary: dict[str, Any]) -> None:
+    """Print the table at the end of a training to stdout."""
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("trained", f"{summary['steps']} steps in {summary['seconds']:.0f} s; best at step {summary['step']}")
+    for split in ("validation", "test"):
+        for name, value in summary.get(split, {}).items():
+            if name.startswith("psnr_denoised"):
+                level = name.removeprefix("psnr_denoised").replace("_", " at sigma ")
+                noisy = summary[split][name.replace("denoised", "noisy")]
+                table.add_row(f"{split}{level}", f"PSNR {noisy:.2f} dB -> {value:.2f} dB ({value - noisy:+.2f} dB)")
+    table.add_row("bundle", Text(str(Path(summary["output"]) / "bundle")))
+    console.print(table)
 
 
 def print_summary(summary: dict[str, Any]) -> None:

@@ -1,115 +1,169 @@
-"""Pictures -> augmented, noised batches. Every sample is a function of (seed, epoch, index) alone."""
+"""Patches -> augmented, noised batches. Every sample is a function of the seed, the epoch and the patch alone."""
 
-from collections.abc import Sequence
-from typing import Any
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from raydenoise.core.metrics import as_float
-from raydenoise.core.noise import add_awgn, quantize
-from raydenoise.core.patches import augment, random_crop, to_grey
+from raydenoise.core.noise import add_awgn, add_poisson_gaussian, quantize
+from raydenoise.core.patches import augment, brightness, generator, to_grey
 from raydenoise.training.recipe import Recipe
 
-Picture = NDArray[np.uint8]
-Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
+Pixels = NDArray[np.uint8] | NDArray[np.uint16]
+FloatPixels = NDArray[np.float32]
+Batch = tuple[FloatPixels, FloatPixels]
+Item = TypeVar("Item")
 
 VALIDATION_SIGMAS = (15.0, 25.0, 50.0)  # the levels of the published tables
-VALIDATION_SIDE = 192  # pixels: more than three times the default network's receptive radius
+QUEUED = 4  # batches made ahead: hides the jitter of their making, not a lack of processor
 
 
-def training_pair(patch: Picture, *, recipe: Recipe, noise_map: bool, rng: np.random.Generator) -> Batch:
+@dataclass(frozen=True)
+class Sample:
+    """A patch on its way into a batch.
+
+    Attributes:
+        clean: (side, side, 1 or 3).
+        noisy: of the same shape, where the patches are pairs.
+        sigma: estimated level of `noisy`, 8-bit grey levels.
+        epoch: of the sample.
+        patch: its number among all patches.
+    """
+
+    clean: Pixels
+    epoch: int
+    patch: int
+    noisy: Pixels | None = None
+    sigma: float = 0.0
+
+
+def training_pair(sample: Sample, *, recipe: Recipe, inputs: int, channels: int) -> Batch:
     """Augment and noise one patch.
 
     Args:
-        patch: (side, side, 3) uint8.
-        recipe: sigma range, shares of grey and of quantized samples.
-        noise_map: append the plane sigma / 255 to the noisy input.
-        rng: the sample's own generator.
+        sample: the patch.
+        recipe: augmentation, noise, shares of grey and of quantized samples.
+        inputs: planes that the network takes; one more than `channels` with a noise map.
+        channels: colour planes of the network, 1 or 3. A grey patch is repeated, a coloured one turned grey.
 
     Returns:
-        noisy (side, side, 3 or 4) and clean (side, side, 3), float32.
+        noisy (side, side, inputs) and clean (side, side, channels), float32.
     """
-    clean = as_float(augment(patch, rng=rng))
-    sigma = rng.uniform(*recipe.sigma_range)
-    if rng.random() < recipe.grey_share:
-        clean = to_grey(clean)
-        noisy = np.repeat(add_awgn(clean[..., :1], sigma=sigma, rng=rng), 3, axis=-1)
+    rng = generator(recipe.seed, epoch=sample.epoch, patch=sample.patch, purpose=1)
+    if sample.noisy is not None:
+        moved = augment([sample.clean, sample.noisy], recipe.augment, rng=rng)
+        factor = brightness(recipe.augment, rng=rng)
+        clean, noisy = (_planes(as_float(pixels), channels) * factor for pixels in moved)
+        sigma = sample.sigma * float(factor)
     else:
-        noisy = add_awgn(clean, sigma=sigma, rng=rng)
-    if rng.random() < recipe.quantized_share:
-        noisy = quantize(noisy)
-    return (with_sigma_plane(noisy, sigma) if noise_map else noisy), clean
+        (pixels,) = augment([sample.clean], recipe.augment, rng=rng)
+        clean = _planes(as_float(pixels), channels) * brightness(recipe.augment, rng=rng)
+        grey = channels == 3 and (rng.random() < recipe.grey_share or sample.clean.shape[-1] == 1)
+        if grey:
+            clean = to_grey(clean)
+        noisy, sigma = _noised(clean[..., :1] if grey else clean, recipe=recipe, rng=rng)
+        if grey:
+            noisy = np.repeat(noisy, 3, axis=-1)
+        if rng.random() < recipe.quantized_share:
+            noisy = quantize(noisy)
+    return (with_sigma_plane(noisy, sigma) if inputs > channels else noisy), clean
 
 
-def with_sigma_plane(noisy: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+def _planes(pixels: FloatPixels, channels: int) -> FloatPixels:
+    if pixels.shape[-1] == channels:
+        return pixels
+    return np.repeat(pixels, 3, axis=-1) if channels == 3 else to_grey(pixels)[..., :1]
+
+
+def _noised(clean: FloatPixels, *, recipe: Recipe, rng: np.random.Generator) -> tuple[FloatPixels, float]:
+    """Add the recipe's noise; returns its level too: the root of the mean variance, 8-bit grey levels."""
+    sigma = float(rng.uniform(*recipe.sigma_range))
+    if recipe.noise == "awgn":
+        return add_awgn(clean, sigma=sigma, rng=rng), sigma
+    peak = float(np.exp(rng.uniform(*np.log(recipe.peak_range))))
+    noisy = add_poisson_gaussian(clean, peak=peak, sigma=sigma, rng=rng)
+    return noisy, float(np.sqrt(255**2 * clean.mean() / peak + sigma**2))
+
+
+def with_sigma_plane(noisy: FloatPixels, sigma: float) -> FloatPixels:
     """Append the plane sigma / 255 to (H, W, C)."""
     plane = np.full((*noisy.shape[:2], 1), sigma / 255, np.float32)
     return np.concatenate([noisy, plane], axis=-1)
 
 
-class TrainingBatches(keras.utils.PyDataset):  # type: ignore[misc]  # keras has no type stubs
-    """The batches of one epoch after another, for `model.fit`.
-
-    A `PyDataset` is how Keras takes batches on every backend; it is the only class of theirs that we extend here.
-    """
-
-    def __init__(self, pictures: Sequence[Picture], *, recipe: Recipe, noise_map: bool, epoch: int = 0) -> None:
-        super().__init__(workers=1, max_queue_size=8)
-        self.pictures, self.recipe, self.noise_map, self.epoch = pictures, recipe, noise_map, epoch
-
-    @property
-    def num_batches(self) -> int:
-        """Batches of an epoch."""
-        return self.recipe.steps_per_epoch
-
-    def on_epoch_end(self) -> None:
-        """Go on to the next epoch's samples."""
-        self.epoch += 1
-
-    def __getitem__(self, index: int) -> Batch:
-        first = index * self.recipe.batch_size
-        pairs = [self._sample(first + offset) for offset in range(self.recipe.batch_size)]
-        return np.stack([noisy for noisy, _ in pairs]), np.stack([clean for _, clean in pairs])
-
-    def _sample(self, index: int) -> Batch:
-        rng = np.random.Generator(np.random.SFC64([self.recipe.seed, self.epoch, index]))
-        patch = random_crop(self.pictures, side=self.recipe.patch, rng=rng)
-        return training_pair(patch, recipe=self.recipe, noise_map=self.noise_map, rng=rng)
-
-
-def validation_set(pictures: Sequence[Picture], *, noise_map: bool, side: int = VALIDATION_SIDE) -> Batch:
-    """Noise the centre of each picture at every validation sigma, from a fixed seed.
-
-    Args:
-        pictures: (H, W, 3) uint8; those smaller than `side` are left out.
-        noise_map: append the sigma plane.
-        side: of the centre crop, pixels.
-
-    Returns:
-        noisy (N, side, side, 3 or 4) and clean (N, side, side, 3), float32.
-
-    Raises:
-        ValueError: no picture is large enough.
-    """
-    large = [picture for picture in pictures if min(picture.shape[:2]) >= side]
-    if not large:
-        raise ValueError(f"none of the {len(pictures)} validation pictures is {side} pixels high and wide")
-    rng = np.random.default_rng(0)
-    noisy, clean = [], []
-    for sigma in VALIDATION_SIGMAS:
-        for picture in large:
-            y, x = ((extent - side) // 2 for extent in picture.shape[:2])
-            target = as_float(picture[y : y + side, x : x + side])
-            sample = add_awgn(target, sigma=sigma, rng=rng)
-            noisy.append(with_sigma_plane(sample, sigma) if noise_map else sample)
-            clean.append(target)
+def stacked(pairs: Iterable[Batch]) -> Batch:
+    """Make a batch of samples: (N, side, side, inputs) and (N, side, side, channels)."""
+    noisy, clean = zip(*pairs, strict=True)
     return np.stack(noisy), np.stack(clean)
 
 
-def mean_psnr(clean: Any, denoised: Any) -> Any:
-    """PSNR of each picture of a batch in dB at data range 1, output clipped to [0, 1]: (N,)."""
-    error = keras.ops.square(keras.ops.clip(denoised, 0.0, 1.0) - clean)
-    mse = keras.ops.mean(error, axis=(1, 2, 3))
-    return -10.0 * keras.ops.log(keras.ops.maximum(mse, 1e-10)) / np.float32(np.log(10.0))
+def validation_pairs(sample: Sample, *, inputs: int, channels: int) -> list[Batch]:
+    """Noise a patch at every validation sigma, always in the same way; a pair stays as it is.
+
+    Returns:
+        noisy (H, W, inputs) and clean (H, W, channels) at each of `VALIDATION_SIGMAS`, or once for a pair.
+    """
+    clean = _planes(as_float(sample.clean), channels)
+    if sample.noisy is not None:
+        levels = [(_planes(as_float(sample.noisy), channels), sample.sigma)]
+    else:
+        levels = [
+            (add_awgn(clean, sigma=sigma, rng=np.random.default_rng([sample.patch, int(sigma)])), sigma)
+            for sigma in VALIDATION_SIGMAS
+        ]
+    return [(with_sigma_plane(noisy, sigma) if inputs > channels else noisy, clean) for noisy, sigma in levels]
+
+
+def prefetched(items: Callable[[], Iterator[Item]], *, depth: int = QUEUED) -> Iterator[Item]:
+    """Run an iterator in a thread of its own, up to `depth` items ahead; its errors come out here."""
+    line: queue.Queue[Any] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(entry: tuple[str, Any]) -> None:
+        while not stop.is_set():
+            try:
+                line.put(entry, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        try:
+            for item in items():
+                put(("item", item))
+                if stop.is_set():
+                    return
+            put(("end", None))
+        except BaseException as error:
+            put(("error", error))
+
+    thread = threading.Thread(target=produce, daemon=True, name="batches")
+    thread.start()
+    try:
+        while True:
+            kind, content = line.get()
+            if kind == "error":
+                raise content
+            if kind == "end":
+                return
+            yield content
+    finally:
+        stop.set()
+        thread.join()
+
+
+def mean_psnr(clean: FloatPixels, denoised: FloatPixels) -> float:
+    """Mean over pictures of the PSNR in dB at data range 1, output clipped to [0, 1]: of (N, H, W, C)."""
+    mse = np.mean(np.square(np.clip(denoised, 0, 1) - clean, dtype=np.float64), axis=(1, 2, 3))
+    return float(np.mean(-10 * np.log10(np.maximum(mse, 1e-10))))
+
+
+def chunked(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Cut a sequence into parts of at most `size`."""
+    for first in range(0, len(items), size):
+        yield items[first : first + size]

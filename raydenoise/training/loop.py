@@ -1,110 +1,119 @@
-"""The fit loop of one process, on any Keras backend: knows neither ray nor storage."""
+"""The training loop: knows neither Ray nor storage, and runs on any Keras backend."""
 
-import csv
+import math
 import time
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import keras
+import numpy as np
 
-from raydenoise.model.networks import Network, build
-from raydenoise.model.precision import rebuilt
-from raydenoise.training.batches import Picture, TrainingBatches, mean_psnr, validation_set
-from raydenoise.training.recipe import Recipe, loss, optimizer
+from raydenoise.training.batches import Batch, chunked, mean_psnr, stacked
+from raydenoise.training.recipe import Recipe
+from raydenoise.training.step import Engine, average
 
-STATE = "state.weights.h5"  # raw weights and optimizer state (moments, moving average, step)
-LOG = "epochs.csv"
-CLOCK = "seconds.txt"  # wall time spent so far, over all starts
+PREDICTED = 4  # validation pictures per call
 
 
-def fit(recipe: Recipe, train: Sequence[Picture], validation: Sequence[Picture], *, folder: Path) -> Network:
-    """Train a network and return it with the moving average of its weights.
+class DivergedError(RuntimeError):
+    """The loss became NaN or infinite."""
 
-    After every epoch `folder` holds the state to resume from and one more line of `epochs.csv` (loss, validation PSNR
-    of the moving average in dB). Called again on the same folder, the run goes on after its last full epoch.
+
+@dataclass(frozen=True)
+class Cadence:
+    """How often the loop does what, in steps; the last step counts as due for all three."""
+
+    report: int
+    checkpoint: int
+    validate: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step: optimizer steps done.
+        loss: mean since the last report.
+        learning_rate: of the last step.
+        patches_per_s: since the last report, all workers together.
+        seconds: wall time of the run, over all starts.
+        validated: the averaged model was brought up to date and is due for validation.
+        checkpoint: a checkpoint is due.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    patches_per_s: float
+    seconds: float
+    validated: bool
+    checkpoint: bool
+
+
+def train(
+    engine: Engine,
+    batches: Iterator[Batch],
+    *,
+    recipe: Recipe,
+    cadence: Cadence,
+    first: int,
+    seconds: float,
+    on_report: Callable[[Progress], None],
+) -> None:
+    """Run the steps from `first` to the recipe's last.
 
     Args:
-        recipe: what to do.
-        train: (H, W, 3) uint8 pictures, at least `recipe.patch` pixels high and wide.
-        validation: pictures to measure on, never trained on.
-        folder: local, made where it is missing.
+        engine: its weights are those after step `first`.
+        batches: noisy and clean, this process' part of each batch, beginning with that of step `first`.
+        recipe: its steps, batch size and average.
+        cadence: when to report.
+        first: steps done already.
+        seconds: wall time spent on them.
+        on_report: called with the averaged model up to date where a validation or a checkpoint is due.
 
     Raises:
-        ValueError: a training picture is smaller than the patch, or no validation picture is large enough.
-        RuntimeError: the loss became NaN or infinite; the last good state is kept.
+        DivergedError: the loss became NaN or infinite; nothing was reported since it did.
     """
-    small = sum(min(picture.shape[:2]) < recipe.patch for picture in train)
-    if small or not train:
-        raise ValueError(
-            f"{small} of {len(train)} training pictures are smaller than the patch of {recipe.patch} pixels"
+    losses: list[Any] = []
+    begun = reported = time.monotonic()
+    for step, (noisy, clean) in zip(range(first + 1, recipe.steps + 1), batches, strict=False):
+        losses.append(engine.step(noisy, clean))
+        due = _due(step, cadence, recipe.steps)
+        if not any(due):
+            continue
+        mean = float(np.mean([float(np.asarray(value)) for value in losses]))  # waits for the steps to be done
+        if not math.isfinite(mean):
+            raise DivergedError(f"the loss became {mean} within the last {len(losses)} steps before step {step}")
+        if due[1] or due[2]:
+            average(engine, recipe)
+        now = time.monotonic()
+        on_report(
+            Progress(
+                step=step,
+                loss=mean,
+                learning_rate=float(np.asarray(engine.optimizer.learning_rate)),
+                patches_per_s=len(losses) * recipe.batch_size / (now - reported),
+                seconds=seconds + now - begun,
+                validated=due[2],
+                checkpoint=due[1] or due[2],
+            )
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    keras.utils.set_random_seed(recipe.seed)
-    network = build(recipe.architecture, **recipe.arguments)
-    network = replace(network, model=rebuilt(network.model, precision=recipe.precision))
-    model = network.model
-    model.compile(
-        optimizer=optimizer(recipe),
-        loss=loss(recipe),
-        metrics=[keras.metrics.MeanMetricWrapper(mean_psnr, name="psnr")],
-        jit_compile=False,  # XLA on CPU: 0.7 of the plain graph's speed
+        losses, reported = [], time.monotonic()
+
+
+def _due(step: int, cadence: Cadence, last: int) -> tuple[bool, bool, bool]:
+    report, checkpoint, validate = (
+        step % every == 0 or step == last for every in (cadence.report, cadence.checkpoint, cadence.validate)
     )
-    model.optimizer.build(model.trainable_variables)
-    done = _restore(model, folder, recipe)
-    clock = _Clock(folder)
-    model.fit(
-        TrainingBatches(train, recipe=recipe, noise_map=network.noise_map, epoch=done),
-        initial_epoch=done,
-        epochs=recipe.epochs,
-        validation_data=validation_set(validation, noise_map=network.noise_map),
-        validation_batch_size=4,
-        callbacks=[
-            keras.callbacks.SwapEMAWeights(),  # validate the moving average
-            keras.callbacks.TerminateOnNaN(raise_error=True),
-            keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: _log(folder, epoch, logs)),
-            keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: _save(model, folder, clock)),
-        ],
-        shuffle=False,  # the samples are drawn at random already, as a function of epoch and index
-        verbose=2,
-    )
-    return network  # `fit` has just written the moving average over the raw weights
+    return report, checkpoint, validate
 
 
-def spent_seconds(folder: Path) -> float:
-    """Wall time that the epochs of a run have taken, over all its starts."""
-    path = folder / CLOCK
-    return float(path.read_text()) if path.exists() else 0.0
-
-
-class _Clock:
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._before, self._started = folder, spent_seconds(folder), time.monotonic()
-
-    def write(self) -> None:
-        (self._folder / CLOCK).write_text(f"{self._before + time.monotonic() - self._started:.1f}\n")
-
-
-def _log(folder: Path, epoch: int, logs: dict[str, float]) -> None:
-    path = folder / LOG
-    row = {"epoch": epoch, **logs}
-    with path.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(row))
-        if stream.tell() == 0:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def _save(model: keras.Model, folder: Path, clock: _Clock) -> None:
-    partial = folder / f"partial-{STATE}"
-    model.save_weights(partial)
-    partial.replace(folder / STATE)
-    clock.write()
-
-
-def _restore(model: keras.Model, folder: Path, recipe: Recipe) -> int:
-    state = folder / STATE
-    if not state.exists():
-        return 0
-    model.load_weights(state)
-    return int(model.optimizer.iterations) // recipe.steps_per_epoch
+def psnrs(engine: Engine, pairs: Sequence[Batch]) -> list[float]:
+    """PSNR in dB of the averaged model on each pair of noisy and clean, one after the other."""
+    found: list[float] = []
+    for part in chunked(pairs, PREDICTED):
+        noisy, clean = stacked(part)
+        denoised = engine.predict(noisy)
+        found += [mean_psnr(clean[i : i + 1], denoised[i : i + 1]) for i in range(len(part))]
+    return found

@@ -1,112 +1,99 @@
-"""What a training run does, as one frozen value."""
+"""What a training run does, as one frozen value. Imports no Keras: a command line is checked against it."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-import keras
+from raydenoise.core.patches import Augmentation
 
-from raydenoise.training.muon import ConvMuon
-
-# Of the learning rate, for the first and the last convolution under Muon. Adam moves every weight of a kernel by as
-# much as its learning rate at once; summed over 432 inputs, that made the loss jump in the second hundred steps.
-THIN_RATE = 0.1
-
-Loss = Literal["l1", "mse"]
+Loss = Literal["l1", "mse", "charbonnier"]
 OptimizerName = Literal["adam", "adamw", "muon"]
 TrainingPrecision = Literal["float32", "bfloat16"]
+Schedule = Literal["cosine", "constant"]
+NoiseName = Literal["awgn", "poisson-gaussian", "paired"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run of one process.
+    """The network, the samples and the optimizer of a training run.
 
     Attributes:
         architecture: a name in `model.networks.BUILDERS`.
         arguments: of the builder.
-        epochs: how many; each ends with a validation and a checkpoint to resume from.
-        steps_per_epoch: optimizer steps of each.
-        batch_size: patches per step.
+        steps: of the optimizer, in all.
+        batch_size: patches per step, over all workers.
         patch: side of the training patches, pixels.
         precision: number format of the layers; weights and the last sum stay float32.
         optimizer: `adamw`, `adam` (no weight decay), or `muon` (see `muon.ConvMuon`).
-        learning_rate: at its peak; it rises linearly over `warmup_steps`, then falls to zero along a cosine.
+        learning_rate: at its peak; it rises linearly over `warmup_steps`.
+        schedule: `cosine` falls to zero at the last step, `constant` stays.
+        warmup_steps: of the rise.
         weight_decay: decoupled.
-        ema: momentum of the moving average of the weights, which is what ships.
-        clip_norm: bound of the global gradient norm. That of the default network is 0.03 to 0.06 (l1 loss).
-        loss: mean absolute (l1) or mean squared (mse) error.
-        sigma_range: of the white Gaussian noise, 8-bit grey levels, uniform.
-        grey_share: share of patches that are grey, one noise for all three planes.
+        ema: momentum of the moving average of the weights, which is what ships; 0 for none.
+        clip_norm: bound of the global norm of a batch's gradient; 0 for none. The default network's is 0.03 to 0.06.
+        loss: mean absolute (l1), mean squared (mse) or Charbonnier's error.
+        noise: `awgn` (white, Gaussian), `poisson-gaussian` (of a photon-counting sensor), or `paired` (that of the
+            noisy patches).
+        sigma_range: of the Gaussian part, 8-bit grey levels, uniform.
+        peak_range: photons at white, of the Poisson part, uniform in their logarithm.
+        grey_share: share of patches that are made grey, with one noise for all three planes; not of pairs.
         quantized_share: share of patches whose noisy values are clipped and rounded as 8-bit files hold them.
+        augment: see `core.patches.augment`.
         seed: of everything random.
     """
 
     architecture: str = "resunet"
     arguments: dict[str, Any] = field(default_factory=dict)
-    epochs: int = 30
-    steps_per_epoch: int = 500
+    steps: int = 15_000
     batch_size: int = 32
     patch: int = 64
     precision: TrainingPrecision = "float32"
     optimizer: OptimizerName = "muon"
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
+    schedule: Schedule = "cosine"
     warmup_steps: int = 300
     weight_decay: float = 1e-4
     ema: float = 0.999
     clip_norm: float = 0.2
     loss: Loss = "l1"
+    noise: NoiseName = "awgn"
     sigma_range: tuple[float, float] = (0.0, 75.0)
+    peak_range: tuple[float, float] = (30.0, 3000.0)
     grey_share: float = 0.1
     quantized_share: float = 0.15
+    augment: tuple[Augmentation, ...] = ("flip", "turn")
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "steps_per_epoch", "batch_size", "patch"):
+        for name in ("steps", "batch_size", "patch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        for name in ("warmup_steps", "weight_decay", "clip_norm", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 or more")
         for name in ("grey_share", "quantized_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 to 1")
-        low, high = self.sigma_range
-        if not 0 <= low <= high:
-            raise ValueError(f"sigma_range is {self.sigma_range}; allowed: 0 <= low <= high, in 8-bit grey levels")
-        for name, allowed in (("loss", Loss), ("optimizer", OptimizerName), ("precision", TrainingPrecision)):
-            if getattr(self, name) not in get_args(allowed):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(get_args(allowed))}")
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps in all."""
-        return self.epochs * self.steps_per_epoch
-
-
-def optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
-    """Build the optimizer with the recipe's schedule, clipping and moving average."""
-    schedule = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0,
-        warmup_target=recipe.learning_rate,
-        warmup_steps=recipe.warmup_steps,
-        decay_steps=max(1, recipe.steps - recipe.warmup_steps),
-    )
-    common = {
-        "learning_rate": schedule,
-        "global_clipnorm": recipe.clip_norm,
-        "use_ema": True,
-        "ema_momentum": recipe.ema,
-    }
-    match recipe.optimizer:
-        case "adam":
-            return keras.optimizers.Adam(**common)
-        case "adamw":
-            return keras.optimizers.AdamW(weight_decay=recipe.weight_decay, **common)
-        case "muon":
-            return ConvMuon(
-                weight_decay=recipe.weight_decay,
-                adam_weight_decay=recipe.weight_decay,
-                adam_lr_ratio=THIN_RATE,
-                **common,
-            )
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; allowed: 0 to below 1")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; allowed: above 0")
+        for name, least in (("sigma_range", 0.0), ("peak_range", 1.0)):
+            low, high = getattr(self, name)
+            if not least <= low <= high:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: {least:g} <= low <= high")
+        choices: dict[str, Any] = {
+            "loss": Loss,
+            "optimizer": OptimizerName,
+            "precision": TrainingPrecision,
+            "schedule": Schedule,
+            "noise": NoiseName,
+        }
+        for name, allowed in choices.items():
+            _check_choice(name, getattr(self, name), allowed)
+        for name in self.augment:
+            _check_choice("augment", name, Augmentation)
 
 
-def loss(recipe: Recipe) -> str:
-    """Name the Keras loss."""
-    return {"l1": "mean_absolute_error", "mse": "mean_squared_error"}[recipe.loss]
+def _check_choice(name: str, value: str, allowed: Any) -> None:
+    if value not in get_args(allowed):
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(get_args(allowed))}")

@@ -11,7 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from raydenoise.core.patches import Choice, augment, choose, cut, deviation, random_crop, shrink, to_grey
+from raydenoise.core.patches import (
+    Augmentation,
+    Choice,
+    augment,
+    brightness,
+    choose,
+    cut,
+    deviation,
+    generator,
+    random_crop,
+    shrink,
+    to_grey,
+)
 
 Array = NDArray[Any]
 
@@ -55,20 +67,57 @@ def test_every_window_of_every_picture_comes() -> None:
 @settings(deadline=None)
 def test_augment_moves_whole_pixels_only(side: int, channels: int, seed: int) -> None:
     patch = np.random.default_rng(seed).integers(0, 256, (side, side, channels), np.uint8)
-    found = augment(patch, rng=np.random.default_rng(seed))
+    (found,) = augment([patch], ("flip", "turn"), rng=np.random.default_rng(seed))
     assert (found.shape, found.dtype) == (patch.shape, patch.dtype)
     pixels, moved = ([tuple(pixel) for pixel in array.reshape(-1, channels)] for array in (patch, found))
     assert sorted(pixels) == sorted(moved)
-    assert np.array_equal(found, augment(patch, rng=np.random.default_rng(seed)))
+    (again,) = augment([patch], ("flip", "turn"), rng=np.random.default_rng(seed))
+    assert np.array_equal(found, again)
 
 
 def test_augment_reaches_all_8_orientations() -> None:
     patch = np.arange(9, dtype=np.uint8).reshape(3, 3, 1)
     rng = np.random.default_rng(0)
-    found = Counter(augment(patch, rng=rng).tobytes() for _ in range(1600))
+    found = Counter(augment([patch], ("flip", "turn"), rng=rng)[0].tobytes() for _ in range(1600))
     square = [np.rot90(side, turns) for side in (patch, patch.transpose(1, 0, 2)) for turns in range(4)]
     assert set(found) == {np.ascontiguousarray(array).tobytes() for array in square}
     assert all(abs(count - 200) < 70 for count in found.values())  # 13 is one standard error
+
+
+def test_augment_does_what_it_is_asked_for_alone() -> None:
+    patch = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    rng = np.random.default_rng(0)
+
+    def reached(*names: Augmentation) -> int:
+        return len({augment([patch], names, rng=rng)[0].tobytes() for _ in range(300)})
+
+    assert (reached(), reached("flip"), reached("turn"), reached("channels")) == (1, 2, 4, 6)
+    assert reached("flip", "turn", "channels") == 8 * 6
+
+
+def test_patches_that_belong_together_move_together() -> None:
+    one = np.random.default_rng(0).integers(0, 256, (5, 5, 3), np.uint8)
+    for seed in range(10):
+        names: tuple[Augmentation, ...] = ("flip", "turn", "channels")
+        moved, other = augment([one, one + 1], names, rng=np.random.default_rng(seed))
+        assert np.array_equal(moved + 1, other)
+
+
+def test_brightness_darkens_to_a_half_at_most() -> None:
+    rng = np.random.default_rng(0)
+    factors = [float(brightness(("brightness",), rng=rng)) for _ in range(300)]
+    assert 0.5 <= min(factors) < 0.52
+    assert 0.98 < max(factors) <= 1
+    assert brightness((), rng=rng) == 1
+
+
+def test_the_generator_of_a_sample_depends_on_all_its_numbers() -> None:
+    def draw(*numbers: int) -> float:
+        seed, epoch, patch, purpose = numbers
+        return float(generator(seed, epoch=epoch, patch=patch, purpose=purpose).random())
+
+    assert draw(1, 2, 3, 0) == draw(1, 2, 3, 0)
+    assert len({draw(*numbers) for numbers in ((1, 2, 3, 0), (2, 1, 3, 0), (1, 3, 2, 0), (1, 2, 3, 1))}) == 4
 
 
 @pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea"])

@@ -1,0 +1,94 @@
+"""Options of `raydenoise denoise`."""
+
+import argparse
+from dataclasses import dataclass
+from math import inf
+from typing import Literal
+
+from raydenoise.config.options import option
+from raydenoise.core.image import DEFAULT_MAX_PIXELS, Format
+
+Sigma = float | Literal["auto"]
+FORMATS = ("keep", "png", "jpeg", "webp", "tiff")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+
+def sigma(text: object) -> Sigma:
+    """Read a noise level: "auto" or a number."""
+    try:
+        return "auto" if text == "auto" else float(str(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no noise level; allowed: auto, or 8-bit grey levels") from None
+
+
+def actors(text: object) -> int | Literal["auto"]:
+    """Read a number of actors: "auto" or a number."""
+    try:
+        return "auto" if text == "auto" else int(str(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of actors; allowed: auto, or 1 and more") from None
+
+
+@dataclass(frozen=True)
+class DenoiseConfig:
+    """What `raydenoise denoise` does. A value that is not allowed raises ValueError when the config is made."""
+
+    input: str = option("a folder (with all below it), a glob or a file", metavar="INPUT", nargs="?")
+    output: str = option("folder for images/, metrics/ and manifest.json; made where it is missing", metavar="OUT")
+    model: str = option("shipped name, bundle folder, or .keras / .h5 file", default="default", metavar="NAME|PATH")
+    sigma: Sigma = option(
+        "noise level in 8-bit grey levels, or auto",
+        default="auto",
+        read=sigma,
+        yaml=(int, float, str),
+        metavar="auto|N",
+    )
+    strength: float = option("0 keeps the noisy picture, 1 is fully denoised", default=1.0, read=float, metavar="S")
+    reference: str | None = option("folder of clean pictures for PSNR, SSIM, MSE", default=None, metavar="DIR")
+    format: str = option("of the written pictures", default="keep", choices=FORMATS)
+    quality: int = option("of JPEG and WebP, 1 to 100 (WebP at 100 is lossless)", default=95, read=int, metavar="N")
+    tile: int | None = option("side of the window in pixels, halo included", default=None, read=int, metavar="PX")
+    batch_tiles: int = option("windows per network call", default=4, read=int, metavar="N")
+    actors: int | Literal["auto"] = option(
+        "denoising processes", default="auto", read=actors, yaml=(int, str), metavar="auto|N"
+    )
+    gpus_per_actor: float | None = option(
+        "GPUs of each (0: none); by default 1 where there are GPUs", default=None, read=float, metavar="F"
+    )
+    cpus_per_actor: int | None = option("CPUs and threads of each", default=None, read=int, metavar="N")
+    precision: str = option("number format of the network", default="auto", choices=PRECISIONS)
+    limit: int | None = option("stop after the first N pictures by name", default=None, read=int, metavar="N")
+    max_pixels: int = option("larger pictures become error rows", default=DEFAULT_MAX_PIXELS, read=int, metavar="N")
+    address: str | None = option(
+        "Ray cluster; by default RAY_ADDRESS, else a private local Ray", default=None, metavar="RAY"
+    )
+    quiet: bool = option("print errors only", default=False, read=bool)
+    json: bool = option("print the summary as one JSON line", default=False, read=bool)
+    verbose: bool = option("let Ray and TensorFlow talk", default=False, read=bool)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 1:
+            raise ValueError(f"strength is {self.strength}; allowed: 0 to 1")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality is {self.quality}; allowed: 1 to 100")
+        if self.sigma != "auto" and not 0 <= self.sigma < inf:
+            raise ValueError(f"sigma is {self.sigma}; allowed: auto, or 0 and more 8-bit grey levels")
+        if self.format not in FORMATS:
+            raise ValueError(f"format is {self.format!r}; allowed: {', '.join(FORMATS)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}; allowed: {', '.join(PRECISIONS)}")
+        if self.gpus_per_actor is not None and not _allocatable(self.gpus_per_actor):
+            raise ValueError(f"gpus_per_actor is {self.gpus_per_actor}; allowed: a whole number, or a part of one GPU")
+        for name in ("batch_tiles", "actors", "cpus_per_actor", "limit", "max_pixels", "tile"):
+            value = getattr(self, name)
+            if value not in (None, "auto") and value < 1:
+                raise ValueError(f"{name} is {value}; allowed: 1 or more")
+
+    @property
+    def written_format(self) -> Format | None:
+        """The format asked for; None keeps each picture's own."""
+        return None if self.format == "keep" else self.format  # type: ignore[return-value]  # checked above
+
+
+def _allocatable(gpus: float) -> bool:
+    return 0 <= gpus <= 1 or (1 < gpus < inf and gpus == int(gpus))

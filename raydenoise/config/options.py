@@ -1,0 +1,117 @@
+"""A config is a frozen dataclass of options: flag, else YAML file, else default."""
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from dataclasses import MISSING, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+_YAML_TYPES: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
+
+
+def option(help: str, *, default: Any = MISSING, read: Any = str, yaml: tuple[type, ...] = (), **flag: Any) -> Any:
+    """Declare one field with what the command line needs to know of it.
+
+    Args:
+        help: for people.
+        default: none where the option must be given.
+        read: makes the value of a flag's text.
+        yaml: types that a YAML file may hold; left out for bool, int, float and str.
+        flag: more arguments of `add_argument`; with `nargs` "?" or "*" it is a positional one.
+    """
+    metadata = {"help": help, "read": read, "yaml": yaml or _YAML_TYPES[read], "flag": flag}
+    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+
+
+def shown(value: object, comma: str = ",") -> str:
+    """Write a value as the command line takes it."""
+    return comma.join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+Config = TypeVar("Config")
+
+
+def parse(kind: type[Config], argv: Sequence[str], *, prog: str, description: str) -> Config:
+    """Make a config from a command line.
+
+    Raises:
+        SystemExit: with status 2 and a message, for anything that is not allowed.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE.yaml", help="values of these options as `name: value`; flags win")
+    for entry in fields(kind):  # type: ignore[arg-type]  # a dataclass
+        _add(parser, entry)
+    given = {name: _frozen(value) for name, value in vars(parser.parse_intermixed_args(argv)).items()}
+    path = given.pop("config")
+    try:
+        values = {**(_from_yaml(kind, Path(path)) if path else {}), **given}
+        missing = [f.name for f in fields(kind) if f.default is MISSING and f.name not in values]  # type: ignore[arg-type]
+        if missing:
+            raise ValueError(f"{' and '.join(missing)} missing: give them as arguments or in --config")
+        return kind(**values)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _add(parser: argparse.ArgumentParser, entry: Any) -> None:
+    flag = entry.metadata["flag"]
+    nothing = entry.default in (MISSING, None, ()) or entry.default is False
+    default = "" if nothing else f" (default: {shown(entry.default)})"
+    text = {"help": entry.metadata["help"] + default, "default": argparse.SUPPRESS}
+    if flag.get("nargs") in ("?", "*"):
+        parser.add_argument(entry.name, type=entry.metadata["read"], **text, **flag)
+    elif entry.metadata["read"] is bool:
+        parser.add_argument(_flag(entry.name), action="store_true", **text)
+    else:
+        parser.add_argument(_flag(entry.name), type=entry.metadata["read"], **text, **flag)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _from_yaml(kind: type[Any], path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise ValueError(f"--config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"--config {path} holds a {type(content).__name__}; allowed: `name: value` lines")
+    known = {entry.name: entry for entry in fields(kind)}
+    values = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else f"; allowed: {', '.join(known)}"
+            raise ValueError(f"--config {path}: {key} is unknown{hint}")
+        values[name] = _typed(known[name], value, path)
+    return values
+
+
+def _typed(entry: Any, value: object, path: Path) -> Any:
+    """Check a YAML value's type; null stands for the default where the default is nothing."""
+    if value is None and entry.default is None:
+        return None
+    if entry.metadata["flag"].get("nargs") in ("*", "+"):
+        return tuple(_typed_one(entry, item, path) for item in (value if isinstance(value, list) else [value]))
+    return _typed_one(entry, value, path)
+
+
+def _typed_one(entry: Any, value: object, path: Path) -> Any:
+    read = entry.metadata["read"]
+    try:
+        if not isinstance(value, entry.metadata["yaml"]) or (isinstance(value, bool) and read is not bool):
+            raise TypeError(type(value).__name__)
+        return read(value)
+    except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
+        raise ValueError(f"--config {path}: {entry.name} is {value!r}; allowed: {entry.metadata['help']}") from error

@@ -1,0 +1,108 @@
+"""The worker group of a training: what it takes of its Ray, and what its workers do. Imports no TensorFlow."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from raydenoise.config import TrainConfig
+from raydenoise.data.shards import ShardSet
+from raydenoise.pipelines.samples import Source
+from raydenoise.pipelines.session import cores, possible_resources
+from raydenoise.pipelines.stages import ModelFiles
+from raydenoise.training.recipe import Recipe
+
+LEAST_READING = 0.1  # logical CPUs that the reading of a worker needs
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the workers of a run do; the same for all of them.
+
+    Attributes:
+        run: folder of the run, the same on every node.
+        files: a bundle with the network to begin with.
+        frozen: train what follows the first up-sampling layer alone.
+        recipe: of the training.
+        shards: where the patches are.
+        source: how the training patches are read.
+        checkpoint_every: steps.
+        validate_every: steps.
+        threads: of the processor, per worker; None for TensorFlow's choice.
+        read_cpus: logical CPUs that one worker's reading may take.
+    """
+
+    run: Path
+    files: ModelFiles
+    frozen: bool
+    recipe: Recipe
+    shards: ShardSet
+    source: Source
+    checkpoint_every: int
+    validate_every: int
+    threads: int | None
+    read_cpus: float
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the pixels of one stored patch, at most."""
+        samples = self.shards.patch**2 * max(self.shards.channels) * (1 + self.shards.paired)
+        return samples * (2 if "uint16" in self.shards.dtypes else 1)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each worker takes.
+
+    Attributes:
+        cpus: logical CPUs.
+        gpus: 0 or 1.
+        threads: on a CPU; None where TensorFlow chooses.
+        read_cpus: logical CPUs for its reading.
+    """
+
+    cpus: float
+    gpus: float
+    threads: int | None
+    read_cpus: float
+
+
+def local_cpus(config: TrainConfig) -> int:
+    """Logical CPUs of a private local Ray: the cores and one more for reading, or what the workers ask for."""
+    asked = math.ceil(config.workers * (config.cpus_per_worker or 0))
+    return max(cores(), asked, config.workers if config.cpus_per_worker is None else 0) + 1
+
+
+def plan(config: TrainConfig, *, private: bool) -> Resources:
+    """Choose each worker's share of what the Ray has or its autoscaler can bring.
+
+    Raises:
+        ValueError: there are not that many GPUs or CPUs, or none would be left for reading.
+    """
+    possible = ray.cluster_resources() if private else possible_resources()
+    total, gpus = possible.get("CPU", 0.0), config.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if possible.get("GPU", 0) >= 1 else 0.0
+    where = "this machine" if private else "the cluster with its autoscaler"
+    if gpus * config.workers > possible.get("GPU", 0):
+        there = f"{possible.get('GPU', 0):g} GPUs of {where}"
+        raise ValueError(f"workers is {config.workers} with a GPU each; allowed: at most the {there}")
+    most = math.floor(100 * (total / config.workers - LEAST_READING)) / 100
+    cpus = config.cpus_per_worker or _share(total, config.workers, gpus)
+    if not 0 < cpus <= most:
+        raise ValueError(
+            f"cpus_per_worker is {cpus:g} for {config.workers} workers: that would leave none of the {total:g} CPUs of "
+            f"{where} for reading; allowed: at most {most:g}"
+        )
+    read_cpus = math.floor(100 * (total / config.workers - cpus)) / 100
+    share = cores() // config.workers if private else cpus
+    return Resources(cpus, gpus, threads=None if gpus else max(1, int(min(cpus, share))), read_cpus=read_cpus)
+
+
+def _share(total: float, workers: int, gpus: float) -> float:
+    """Leave one CPU for reading; next to a GPU, one CPU is a worker's share and the others read."""
+    free = (total - 1) / workers
+    if free >= 1:
+        return 1.0 if gpus else float(int(free))
+    return math.floor(50 * total / workers) / 100  # half for reading on the smallest machines

@@ -1,0 +1,177 @@
+"""Shards -> the samples of one worker, in their order, by Ray Data."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+from ray.data import ExecutionResources
+
+from raydenoise.core.noise import estimate_sigma
+from raydenoise.core.patches import generator, random_crop
+from raydenoise.data.order import Order, Read
+from raydenoise.data.schema import Split
+from raydenoise.data.shards import Patch, ShardFile, ShardSet, to_patches
+from raydenoise.training.batches import Sample
+
+CHUNK_BYTES = 32_000_000  # of stored pixels, read by one task: a fraction of a second of work
+CHUNK_STEPS = 256  # at most
+PLANNED = 2_000  # tasks of one execution; another one follows
+VALIDATION_PATCHES = 96  # at most, over all workers: some seconds on two cores for the default network
+
+SAMPLES = pa.schema(
+    [
+        ("epoch", pa.int64()),
+        ("patch", pa.int64()),  # its number among all training patches
+        ("channels", pa.int8()),
+        ("dtype", pa.string()),
+        ("clean", pa.binary()),  # cropped, C order
+        ("noisy", pa.binary()),  # null without pairs
+        ("sigma", pa.float32()),  # estimated on the whole noisy patch, 8-bit grey levels
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is read of the shards, and how.
+
+    Attributes:
+        files: of the training split.
+        order: of the samples.
+        patch: side of the crop, pixels.
+        estimate: estimate the level of the noisy patches.
+    """
+
+    files: tuple[ShardFile, ...]
+    order: Order
+    patch: int
+    estimate: bool
+
+    @classmethod
+    def of(cls, shards: ShardSet, *, batch_size: int, patch: int, seed: int, estimate: bool) -> "Source":
+        """Take the training split of some shards.
+
+        Raises:
+            ValueError: the batch is larger than the split.
+        """
+        files = shards.files["train"]
+        sizes = tuple(rows for file in files for rows in file.groups)
+        return cls(files, Order(sizes, batch=batch_size, seed=seed), patch, estimate)
+
+    @cached_property
+    def places(self) -> list[tuple[ShardFile, int]]:
+        """File and row group of each of the order's groups."""
+        return [(file, group) for file in self.files for group in range(len(file.groups))]
+
+
+def samples(
+    source: Source, *, slots: range, first: int, last: int, stored_bytes: int, cpus: float
+) -> Iterator[list[Sample]]:
+    """Stream one worker's part of the batches, from step `first` up to `last`, not included.
+
+    Args:
+        source: what to read.
+        slots: the worker's part of each global batch.
+        first: step, counted over all epochs.
+        last: step after the last one.
+        stored_bytes: of a patch's pixels, noisy ones included.
+        cpus: logical CPUs that reading may take.
+    """
+    steps = max(1, min(CHUNK_STEPS, CHUNK_BYTES // (stored_bytes * len(slots))))
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=cpus, gpu=0)
+    for begin in range(first, last, steps * PLANNED):
+        end = min(last, begin + steps * PLANNED)
+        chunks = [pa.table({"first": [at], "last": [min(end, at + steps)]}) for at in range(begin, end, steps)]
+        stream = ray.data.from_blocks(chunks).map_batches(
+            read_chunk,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_kwargs={"source": source, "slots": slots},
+            num_cpus=min(1.0, cpus),
+        )
+        for rows in stream.iter_batches(batch_size=len(slots), batch_format="pyarrow", prefetch_batches=2):
+            yield to_samples(rows, side=source.patch)
+
+
+def read_chunk(chunk: pa.Table, *, source: Source, slots: range) -> pa.Table:
+    """Read the samples of some steps: rows of `SAMPLES`, ordered by step and slot."""
+    (bounds,) = chunk.to_pylist()
+    reads = source.order.reads(first=bounds["first"], last=bounds["last"], slots=slots)
+    width = len(slots)
+    rows: list[dict[str, object]] = [{}] * ((bounds["last"] - bounds["first"]) * width)
+    for file, parts in groupby(
+        sorted(reads, key=lambda read: read.group), key=lambda read: source.places[read.group][0]
+    ):
+        with pq.ParquetFile(file.path) as opened:
+            for read in parts:
+                stored = opened.read_row_group(source.places[read.group][1]).take(pa.array(read.rows))
+                for row, (step, slot) in zip(_cropped(to_patches(stored), read, source), read.places, strict=True):
+                    rows[(step - bounds["first"]) * width + slots.index(slot)] = row
+    return pa.Table.from_pylist(rows, schema=SAMPLES)
+
+
+def _cropped(patches: list[Patch], read: Read, source: Source) -> Iterator[dict[str, object]]:
+    for patch, row in zip(patches, read.rows, strict=True):
+        number = int(source.order.offsets[read.group] + row)
+        rng = generator(source.order.seed, epoch=read.epoch, patch=number, purpose=0)
+        both = patch.clean if patch.noisy is None else np.concatenate([patch.clean, patch.noisy], axis=-1)
+        crop = random_crop([both], side=source.patch, rng=rng)
+        channels = patch.clean.shape[-1]
+        yield {
+            "epoch": read.epoch,
+            "patch": number,
+            "channels": channels,
+            "dtype": str(patch.clean.dtype),
+            "clean": crop[..., :channels].tobytes(),
+            "noisy": None if patch.noisy is None else crop[..., channels:].tobytes(),
+            "sigma": estimate_sigma(patch.noisy) if source.estimate and patch.noisy is not None else 0.0,
+        }
+
+
+def to_samples(rows: pa.Table, *, side: int) -> list[Sample]:
+    """Turn rows of `SAMPLES` into samples, without copying pixels."""
+    facts = rows.drop_columns(["clean", "noisy"]).to_pylist()
+
+    def array(cell: Any, fact: dict[str, Any]) -> Any:
+        flat = np.frombuffer(cell.as_buffer(), fact["dtype"]) if cell.is_valid else None
+        return None if flat is None else flat.reshape(side, side, fact["channels"])
+
+    return [
+        Sample(array(clean, fact), fact["epoch"], fact["patch"], array(noisy, fact), fact["sigma"])
+        for fact, clean, noisy in zip(facts, rows["clean"], rows["noisy"], strict=True)
+    ]
+
+
+def held_out(shards: ShardSet, *, split: Split, part: slice, limit: int = VALIDATION_PATCHES) -> Iterator[Sample]:
+    """Read patches of a split, evenly spread over it, as they are stored.
+
+    Args:
+        shards: where they are.
+        split: `validation` or `test`.
+        part: of the chosen ones: `slice(rank, None, workers)`.
+        limit: at most so many are chosen.
+    """
+    total = shards.rows(split)
+    chosen = np.unique(np.linspace(0, total - 1, min(limit, total)).astype(int)) if total else np.empty(0, int)
+    wanted = set(chosen[part].tolist())
+    number = 0
+    for file in shards.files[split]:
+        with pq.ParquetFile(file.path) as opened:
+            for group, count in enumerate(file.groups):
+                inside = [row for row in range(count) if number + row in wanted]
+                if inside:
+                    stored = opened.read_row_group(group).take(pa.array(inside))
+                    for row, patch in zip(inside, to_patches(stored), strict=True):
+                        sigma = 0.0 if patch.noisy is None else estimate_sigma(patch.noisy)
+                        yield Sample(patch.clean, 0, number + row, patch.noisy, sigma)
+                number += count

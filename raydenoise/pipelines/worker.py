@@ -1,0 +1,224 @@
+"""One Ray Train worker: the distribution strategy around `training.loop`, and what flows in and out of it.
+
+Imported in worker processes alone, once their environment is set: it imports TensorFlow.
+"""
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import ray
+import ray.train
+import tensorflow as tf
+
+from raydenoise.model import bundle
+from raydenoise.model.networks import Network
+from raydenoise.pipelines.group import Task
+from raydenoise.pipelines.runlog import RunLog
+from raydenoise.pipelines.samples import held_out, samples
+from raydenoise.pipelines.stages import assigned_gpus
+from raydenoise.training import loop, state
+from raydenoise.training.batches import (
+    VALIDATION_SIGMAS,
+    Batch,
+    FloatPixels,
+    prefetched,
+    stacked,
+    training_pair,
+    validation_pairs,
+)
+from raydenoise.training.objective import loss, optimizer
+from raydenoise.training.recipe import Recipe
+from raydenoise.training.step import freeze_encoder, models
+
+REPORT_EVERY = 20  # steps between two lines of the log
+PSNR = "psnr"  # the metric that chooses the best checkpoint
+# What a collective raises where another worker is gone: the group starts again, as often as it takes.
+PEER_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+)
+
+
+def work(task: Task, board: Any) -> None:
+    """Train as one rank of the group, from the group's last checkpoint on."""
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    strategy = _strategy(task, workers)  # before anything else of TensorFlow runs
+    engine = MirroredEngine(read_network(task), task.recipe, strategy=strategy)
+    facts = _restored(engine)
+    if ray.get(board.gives_up.remote(step=facts.step)):
+        return
+    inputs, channels = engine.model.input_shape[-1], engine.model.output_shape[-1]
+    share = task.recipe.batch_size // workers
+
+    def batches() -> Iterator[Batch]:
+        for part in samples(
+            task.source,
+            slots=range(rank * share, (rank + 1) * share),
+            first=facts.step,
+            last=task.recipe.steps,
+            stored_bytes=task.stored_bytes,
+            cpus=task.read_cpus,
+        ):
+            yield stacked(training_pair(s, recipe=task.recipe, inputs=inputs, channels=channels) for s in part)
+
+    validation = [
+        validation_pairs(sample, inputs=inputs, channels=channels)
+        for sample in held_out(task.shards, split="validation", part=slice(rank, None, workers))
+    ]
+    log = RunLog(task.run, first=facts.step) if rank == 0 else None
+    psnr = facts.psnr
+
+    def report(progress: loop.Progress) -> None:
+        nonlocal psnr
+        if progress.validated and task.shards.rows("validation"):
+            psnr = _validate(engine, validation)
+        if log is not None:
+            log.add(progress, psnr if progress.validated else {})
+            news = {"step": progress.step, "loss": progress.loss, "rate": progress.patches_per_s, "psnr": psnr}
+            board.post.remote(**news, batch_size=task.recipe.batch_size)
+        if progress.checkpoint:
+            if log is not None:
+                log.publish()  # before the checkpoint: rows beyond the last one are taken back, missing ones are not
+            done = state.Facts(progress.step, progress.seconds, psnr)
+            _checkpoint(engine, done, first=rank == 0, validated=progress.validated)
+
+    try:
+        loop.train(
+            engine,
+            prefetched(batches),
+            recipe=task.recipe,
+            cadence=loop.Cadence(REPORT_EVERY, task.checkpoint_every, task.validate_every),
+            first=facts.step,
+            seconds=facts.seconds,
+            on_report=report,
+        )
+    except loop.DivergedError as error:  # every rank has the same loss; trying again would not help
+        ray.get(board.post.remote(diverged=str(error)))
+    except PEER_LOST:
+        raise
+    except Exception as error:
+        ray.get(board.fail.remote(step=facts.step, rank=rank, error=f"{type(error).__name__}: {error}"))
+        raise
+    finally:
+        if log is not None:
+            log.close()
+
+
+def read_network(task: Task) -> Network:
+    """Load the network to begin with."""
+    with tempfile.TemporaryDirectory() as folder:
+        task.files.write(Path(folder))
+        loaded = bundle.load(folder)
+    if task.frozen:
+        freeze_encoder(loaded.model)
+    card = loaded.card
+    return Network(loaded.model, radius=card.radius, alignment=card.alignment, noise_map=card.noise_map)
+
+
+def _strategy(task: Task, workers: int) -> tf.distribute.Strategy:
+    """Settle the threads and join the group."""
+    if task.threads is not None:
+        tf.config.threading.set_intra_op_parallelism_threads(task.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    if not assigned_gpus():  # on a CPU it costs nothing; a GPU would lose speed
+        tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(task.recipe.seed)
+    if workers == 1:
+        return tf.distribute.get_strategy()
+    kind = tf.distribute.experimental.CommunicationImplementation
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=kind.NCCL if assigned_gpus() else kind.RING
+    )
+    return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+
+
+class MirroredEngine:
+    """The training step on all workers at once: same weights everywhere, the gradient of the global batch.
+
+    Keras' `fit` does not run under MultiWorkerMirroredStrategy (facts: it builds from per-replica values and reduces
+    scalars along an axis), and its optimizers clip each worker's gradient before the reduction. So the step is written
+    out: gradient, reduction, clipping, update.
+    """
+
+    def __init__(self, network: Network, recipe: Recipe, *, strategy: tf.distribute.Strategy) -> None:
+        self._strategy, self._recipe, self._loss = strategy, recipe, loss(recipe)
+        with strategy.scope():
+            self.model, self.averaged = models(network, recipe)
+            self.optimizer = optimizer(recipe, clip=False)
+            self.optimizer.build(self.model.trainable_variables)
+        # Keras would sum the gradients over the workers once more.
+        self.optimizer._all_reduce_sum_gradients = lambda pairs: pairs
+        self._step = tf.function(self._global_step)
+        self._predict = tf.function(lambda noisy: self.averaged(noisy, training=False), reduce_retracing=True)
+
+    def step(self, noisy: FloatPixels, clean: FloatPixels) -> Any:
+        """Move the weights once; returns the loss of the global batch."""
+        return self._step(tf.convert_to_tensor(noisy), tf.convert_to_tensor(clean))
+
+    def predict(self, noisy: FloatPixels) -> FloatPixels:
+        """Denoise with the averaged weights, on this worker alone."""
+        return np.asarray(self._predict(tf.convert_to_tensor(noisy)))
+
+    def sum_over_workers(self, values: FloatPixels) -> FloatPixels:
+        """Add up the workers' arrays of one shape; all workers call it."""
+
+        def reduce(values: tf.Tensor) -> tf.Tensor:
+            placed = tf.identity(values)  # on the worker's device: the reduction goes where its value is
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, placed)
+
+        return np.asarray(tf.function(lambda x: self._strategy.run(reduce, (x,)))(tf.convert_to_tensor(values)))
+
+    def _global_step(self, noisy: tf.Tensor, clean: tf.Tensor) -> tf.Tensor:
+        return self._strategy.run(self._replica_step, (noisy, clean))
+
+    def _replica_step(self, noisy: tf.Tensor, clean: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            share = self._loss(clean, self.model(noisy, training=True)) / self._strategy.num_replicas_in_sync
+        gradients = tape.gradient(share, [variable.value for variable in self.model.trainable_variables])
+        context = tf.distribute.get_replica_context()
+        total, *gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, [share, *gradients])
+        if self._recipe.clip_norm:
+            gradients, _ = tf.clip_by_global_norm(gradients, self._recipe.clip_norm)
+        self.optimizer.apply(gradients, self.model.trainable_variables)
+        return total
+
+
+def _restored(engine: MirroredEngine) -> state.Facts:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return state.Facts()
+    with checkpoint.as_directory() as folder:
+        return state.load(Path(folder), engine)
+
+
+def _validate(engine: MirroredEngine, pictures: list[list[Batch]]) -> dict[str, float]:
+    """Mean PSNR in dB over all workers' pictures: at each sigma, or of the pairs; and the mean of these."""
+    levels: dict[int, list[float]] = defaultdict(list)
+    for levels_of_one in pictures:
+        for index, value in enumerate(loop.psnrs(engine, levels_of_one)):
+            levels[index].append(value)
+    sums = np.array([[sum(levels[i]), len(levels[i])] for i in range(len(VALIDATION_SIGMAS))], np.float32)
+    totals = engine.sum_over_workers(sums)
+    means = [float(total / count) for total, count in totals if count]
+    names = [f"{PSNR}_{sigma:g}" for sigma in VALIDATION_SIGMAS] if len(means) > 1 else []
+    return {**dict(zip(names, means, strict=False)), PSNR: float(np.mean(means))}
+
+
+def _checkpoint(engine: MirroredEngine, facts: state.Facts, *, first: bool, validated: bool) -> None:
+    """Hand a checkpoint to Ray Train; all ranks meet here, the first one brings the files."""
+    metrics = {"step": facts.step, **(facts.psnr if validated else {})}
+    if not first:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        state.save(Path(folder), engine, facts)
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

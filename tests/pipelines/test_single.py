@@ -1,0 +1,86 @@
+"""The single-process training, as it makes the shipped models."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pyarrow.parquet as pq
+import pytest
+import skimage.data
+
+from raydenoise.model import bundle
+from raydenoise.model.denoiser import Denoiser
+from raydenoise.pipelines import single
+from raydenoise.training.recipe import Recipe
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    (tmp_path / "pictures").mkdir()
+    for index in range(3):
+        picture = PIL.Image.fromarray(skimage.data.astronaut()[index * 50 : index * 50 + 200, :220])
+        picture.save(tmp_path / "pictures" / f"{index}.png")
+    PIL.Image.fromarray(skimage.data.camera()).save(tmp_path / "pictures" / "grey.png")
+    return str(tmp_path / "pictures")
+
+
+OPTIONS = ["--patch", "32", "--batch-size", "2", "--steps", "2", "--warmup-steps", "1", "--validate-every", "2"]
+
+
+def test_the_command_makes_a_bundle_from_folders(tmp_path: Path, folder: str) -> None:
+    run = tmp_path / "run"
+    assert single.main(["--pictures", folder, "--shrunk", folder, "--output", str(run), *OPTIONS]) == 0
+    card = bundle.load(run / "bundle").card
+    assert card.training["command"].startswith("python -m raydenoise.pipelines.single --pictures")
+    assert str(tmp_path) not in card.training["command"].replace(str(run), "")
+    assert card.training["pictures"] == 6
+    assert (card.architecture, card.sigma_range, card.halo) == ("resunet", (0.0, 75.0), 56)
+    assert card.scores["validation"]["step"] == 2
+    (row,) = pq.read_table(run / "metrics").to_pylist()
+    assert row["step"] == 2
+    assert row["psnr"] == pytest.approx(np.mean([row[f"psnr_{sigma}"] for sigma in (15, 25, 50)]))
+    assert Denoiser.load(run / "bundle")(skimage.data.coffee()[:30, :40]).shape == (30, 40, 3)
+
+
+def test_the_notebooks_autoencoder_trains_on_any_patch(tmp_path: Path, folder: str) -> None:
+    arguments = ["--pictures", folder, "--output", str(tmp_path / "run"), "--architecture", "autoencoder", *OPTIONS]
+    assert single.main([*arguments, "--optimizer", "adam", "--loss", "mse"]) == 0
+    assert bundle.load(tmp_path / "run" / "bundle").card.architecture == "autoencoder"
+
+
+def test_pictures_smaller_than_the_patch_are_refused(tmp_path: Path) -> None:
+    pictures = [np.zeros((70, 80, 3), np.uint8)] * 3 + [np.zeros((60, 80, 3), np.uint8)]
+    with pytest.raises(ValueError, match="1 of 4 training pictures are smaller than the patch of 64 pixels"):
+        single.fit(Recipe(patch=64), pictures, pictures, folder=tmp_path, validate_every=1)
+
+
+def test_without_a_large_held_out_picture_nothing_starts(tmp_path: Path) -> None:
+    pictures = [np.zeros((70, 80, 3), np.uint8)] * 4
+    with pytest.raises(ValueError, match="none of the 4 validation pictures is 192 pixels"):
+        single.fit(
+            Recipe(patch=64, arguments={"filters": (8, 8)}), pictures, pictures, folder=tmp_path, validate_every=1
+        )
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_every_backend_runs_it_without_ray(tmp_path: Path, folder: str, backend: str) -> None:
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    program = (
+        "import sys, json; from raydenoise.pipelines import single; status = single.main(sys.argv[1:]); "
+        "print(json.dumps([status, sorted({'ray', 'tensorflow'} & set(sys.modules))]))"
+    )
+    command = [sys.executable, "-c", program, "--pictures", folder, "--output", str(tmp_path / "run"), *OPTIONS]
+    done = subprocess.run(
+        command, env={**os.environ, "KERAS_BACKEND": backend}, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    status, loaded = json.loads(done.stdout.splitlines()[-1])
+    assert status == 0
+    assert loaded == (["tensorflow"] if backend == "tensorflow" else [])
+    assert (tmp_path / "run" / "bundle" / "card.json").is_file()

@@ -1,0 +1,148 @@
+"""Laws of the samples: a function of seed, epoch and patch alone; noise of the level that the plane tells."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import skimage.data
+
+from raydenoise.training.batches import (
+    VALIDATION_SIGMAS,
+    Sample,
+    mean_psnr,
+    prefetched,
+    stacked,
+    training_pair,
+    validation_pairs,
+)
+from raydenoise.training.recipe import Recipe
+
+PATCH = skimage.data.astronaut()[:128, :128]
+
+
+def pair(
+    patch: int = 0, *, epoch: int = 0, inputs: int = 4, channels: int = 3, clean: np.ndarray = PATCH, **recipe: object
+) -> tuple[np.ndarray, np.ndarray]:
+    sample = Sample(clean, epoch=epoch, patch=patch)
+    return training_pair(sample, recipe=Recipe(**recipe), inputs=inputs, channels=channels)
+
+
+def test_a_sample_is_a_function_of_seed_epoch_and_patch() -> None:
+    for one, other in zip(pair(3, epoch=2, seed=1), pair(3, epoch=2, seed=1), strict=True):
+        np.testing.assert_array_equal(one, other)
+    for other in ({"epoch": 2, "seed": 2}, {"epoch": 3, "seed": 1}):
+        assert (pair(3, epoch=2, seed=1)[0] != pair(3, **other)[0]).any()
+    assert (pair(3, epoch=2, seed=1)[0] != pair(4, epoch=2, seed=1)[0]).any()
+
+
+@pytest.mark.parametrize("noise", ["awgn", "poisson-gaussian"])
+def test_the_plane_tells_the_noise_that_was_added(noise: str) -> None:
+    for patch in range(5):
+        noisy, clean = pair(patch, noise=noise, grey_share=0.0, quantized_share=0.0, sigma_range=(10.0, 60.0))
+        assert np.std(noisy[..., :3] - clean) == pytest.approx(noisy[0, 0, 3], rel=0.03)
+        assert (noisy[..., 3] == noisy[0, 0, 3]).all()
+
+
+def test_a_network_without_a_noise_map_gets_no_plane() -> None:
+    assert pair(inputs=3)[0].shape == (128, 128, 3)
+
+
+def test_a_grey_sample_has_one_noise_for_three_planes() -> None:
+    for noisy, clean in (pair(grey_share=1.0), pair(grey_share=0.0, clean=PATCH[..., :1])):
+        for values in (noisy[..., :3], clean):
+            assert values.shape[-1] == 3
+            assert (values[..., :1] == values).all()
+
+
+def test_a_grey_network_gets_the_luma_of_a_coloured_patch() -> None:
+    noisy, clean = pair(inputs=1, channels=1, augment=(), sigma_range=(0.0, 0.0), quantized_share=0.0)
+    assert noisy.shape == clean.shape == (128, 128, 1)
+    np.testing.assert_allclose(clean[..., 0], PATCH @ np.array([0.299, 0.587, 0.114]) / 255, atol=1e-5)
+
+
+def test_a_quantized_sample_holds_what_a_file_holds() -> None:
+    noisy = pair(quantized_share=1.0, sigma_range=(50.0, 75.0))[0][..., :3]
+    np.testing.assert_allclose(noisy * 255, np.rint(noisy * 255), atol=1e-4)
+    assert (noisy.min(), noisy.max()) == (0, 1)
+
+
+def test_pairs_move_together_and_keep_their_noise() -> None:
+    noise = np.random.default_rng(0).integers(-20, 21, PATCH.shape)
+    noisy = np.clip(PATCH + noise, 0, 255).astype(np.uint8)
+    for patch in range(4):
+        sample = Sample(PATCH, epoch=0, patch=patch, noisy=noisy, sigma=12.0)
+        recipe = Recipe(noise="paired", augment=("flip", "turn", "channels", "brightness"))
+        given, clean = training_pair(sample, recipe=recipe, inputs=4, channels=3)
+        factor = given[0, 0, 3] * 255 / 12
+        assert 0.5 <= factor <= 1
+        before, after = noisy.astype(float) - PATCH, (given[..., :3] - clean) * 255 / factor
+        np.testing.assert_allclose(np.sort(after.ravel()), np.sort(before.ravel()), atol=1e-2)
+
+
+def test_sixteen_bit_patches_keep_their_low_bits() -> None:
+    deep = PATCH.astype(np.uint16) * 257 + 1
+    clean = pair(clean=deep, augment=(), grey_share=0.0)[1]
+    np.testing.assert_allclose(clean * 65535, deep, atol=0.02)
+
+
+def test_validation_noise_is_always_the_same() -> None:
+    sample = Sample(PATCH, epoch=0, patch=7)
+    once, again = (validation_pairs(sample, inputs=4, channels=3) for _ in range(2))
+    assert len(once) == len(VALIDATION_SIGMAS)
+    for (noisy, clean), (other, _), sigma in zip(once, again, VALIDATION_SIGMAS, strict=True):
+        np.testing.assert_array_equal(noisy, other)
+        assert np.std(noisy[..., :3] - clean) * 255 == pytest.approx(sigma, rel=0.03)
+        assert noisy[0, 0, 3] * 255 == pytest.approx(sigma)
+
+
+def test_a_validation_pair_stays_as_it_is() -> None:
+    ((noisy, clean),) = validation_pairs(Sample(PATCH, 0, 0, PATCH[::-1], 9.0), inputs=4, channels=3)
+    np.testing.assert_allclose(noisy[..., :3] * 255, PATCH[::-1], atol=1e-3)
+    np.testing.assert_allclose(clean * 255, PATCH, atol=1e-3)
+    assert noisy[0, 0, 3] * 255 == pytest.approx(9.0)
+
+
+def test_mean_psnr_is_that_of_scikit_image() -> None:
+    from skimage.metrics import peak_signal_noise_ratio
+
+    clean = np.random.default_rng(0).random((2, 8, 9, 3), np.float32)
+    noisy = clean + np.float32(0.1)
+    expected = [peak_signal_noise_ratio(a, np.clip(b, 0, 1), data_range=1) for a, b in zip(clean, noisy, strict=True)]
+    assert mean_psnr(clean, noisy) == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_batches_are_stacked() -> None:
+    noisy, clean = stacked(pair(patch) for patch in range(3))
+    assert (noisy.shape, clean.shape) == ((3, 128, 128, 4), (3, 128, 128, 3))
+    assert noisy.dtype == clean.dtype == np.float32
+
+
+def test_prefetching_keeps_order_stays_ahead_and_stops() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(100):
+            made.append(number)
+            yield number
+
+    ahead = prefetched(items, depth=3)
+    assert [next(ahead), next(ahead)] == [0, 1]
+    time.sleep(0.3)
+    assert 4 <= len(made) <= 7
+    ahead.close()
+    assert len(made) <= 7
+    assert "batches" not in {thread.name for thread in threading.enumerate()}
+    assert list(prefetched(lambda: iter(range(10)))) == list(range(10))
+
+
+def test_an_error_in_the_thread_comes_out() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise OSError("the disk is gone")
+
+    ahead = prefetched(items)
+    assert next(ahead) == 1
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(ahead)

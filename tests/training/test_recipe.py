@@ -1,0 +1,56 @@
+import pytest
+
+from raydenoise.training.objective import loss, optimizer
+from raydenoise.training.recipe import Recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps is 0; allowed: 1 or more"),
+        ({"warmup_steps": -1}, "warmup_steps is -1; allowed: 0 or more"),
+        ({"grey_share": 1.5}, "grey_share is 1.5; allowed: 0 to 1"),
+        ({"ema": 1.0}, "ema is 1.0; allowed: 0 to below 1"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; allowed: above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; allowed: above 0"),
+        ({"sigma_range": (9.0, 3.0)}, r"sigma_range is \(9.0, 3.0\); allowed: 0 <= low <= high"),
+        ({"peak_range": (0.5, 3.0)}, r"peak_range is \(0.5, 3.0\); allowed: 1 <= low <= high"),
+        ({"loss": "l2"}, "loss is 'l2'; allowed: l1, mse, charbonnier"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd'; allowed: adam, adamw, muon"),
+        ({"precision": "float16"}, "precision is 'float16'; allowed: float32, bfloat16"),
+        ({"schedule": "linear"}, "schedule is 'linear'; allowed: cosine, constant"),
+        ({"noise": "salt"}, "noise is 'salt'; allowed: awgn, poisson-gaussian, paired"),
+        ({"augment": ("flip", "blur")}, "augment is 'blur'; allowed: flip, turn, channels, brightness"),
+    ],
+)
+def test_a_recipe_out_of_range_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(**change)
+
+
+def rates(recipe: Recipe, *steps: int) -> list[float]:
+    rate = optimizer(recipe)._learning_rate
+    return [float(rate(step)) for step in steps]
+
+
+def test_the_cosine_rises_and_falls() -> None:
+    recipe = Recipe(steps=1000, warmup_steps=100, learning_rate=1e-3)
+    assert rates(recipe, 0, 50, 100, 550, 1000) == pytest.approx([0, 5e-4, 1e-3, 5e-4, 0], abs=1e-6)
+
+
+def test_a_constant_rate_rises_and_stays() -> None:
+    recipe = Recipe(steps=1000, warmup_steps=100, learning_rate=1e-3, schedule="constant")
+    assert rates(recipe, 0, 50, 100, 550, 1000) == pytest.approx([0, 5e-4, 1e-3, 1e-3, 1e-3], abs=1e-6)
+
+
+def test_without_warmup_the_rate_begins_at_its_peak() -> None:
+    assert rates(Recipe(steps=10, warmup_steps=0, learning_rate=1e-3), 0, 10) == pytest.approx([1e-3, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("l1", 0.15), ("mse", 0.025), ("charbonnier", 0.15)])
+def test_losses_are_means(name: str, expected: float) -> None:
+    import numpy as np
+
+    clean = np.zeros((1, 2, 1, 1), np.float32)
+    denoised = np.array([0.1, -0.2], np.float32).reshape(clean.shape)
+    assert float(loss(Recipe(loss=name))(clean, denoised)) == pytest.approx(expected, rel=1e-3)
