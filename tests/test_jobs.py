@@ -24,7 +24,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from raydenoise.config import DenoiseConfig, PrepareConfig, parse
+from raydenoise.config import DenoiseConfig, PrepareConfig, TrainConfig, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -160,6 +160,20 @@ def test_the_entry_point_of_prepare_reads_its_arguments() -> None:
     done = subprocess.run(job, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "raydenoise prepare: error: patch is 0; allowed: 1 or more" in done.stderr
+
+
+def test_the_example_config_of_train_holds_every_option_at_its_default() -> None:
+    settings = parse(TrainConfig, ["--config", str(ROOT / "jobs" / "train.yaml")], prog="test", description="")
+    assert settings == TrainConfig(shards="/data/shards", output="/data/run")
+    written = yaml.safe_load((ROOT / "jobs" / "train.yaml").read_text())
+    assert list(written) == [entry.name for entry in fields(TrainConfig)]
+
+
+def test_the_entry_point_of_train_reads_its_arguments() -> None:
+    job = [sys.executable, str(ROOT / "jobs" / "train.py"), "gone", "--output", "out", "--workers", "0"]
+    done = subprocess.run(job, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "raydenoise train: error: workers is 0; allowed: 1 or more" in done.stderr
 
 
 class NotStartedError(RuntimeError):

@@ -2,7 +2,8 @@
 
 import argparse
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,8 @@ def option(help: str, *, default: Any = MISSING, read: Any = str, yaml: tuple[ty
         help: for people.
         default: none where the option must be given.
         read: makes the value of a flag's text.
-        yaml: types that a YAML file may hold; left out for bool, int, float and str.
+        yaml: types that a YAML file may hold; left out for bool, int, float and str. With `nargs` those of one item
+            of a list; dict beside them lets a mapping stand for items "name=value".
         flag: more arguments of `add_argument`; with `nargs` "?" or "*" it is a positional one.
     """
     metadata = {"help": help, "read": read, "yaml": yaml or _YAML_TYPES[read], "flag": flag}
@@ -30,6 +32,33 @@ def shown(value: object, comma: str = ",") -> str:
     """Write a value as the command line takes it."""
     return comma.join(map(str, value)) if isinstance(value, tuple) else str(value)
 
+
+def words(values: Mapping[str, object]) -> list[str]:
+    """Write a mapping as the command line takes it: "depth=2", "filters=48,128", and "filters=48," of one."""
+    return [
+        f"{name}={shown(tuple(value)) + ',' * (len(value) == 1) if isinstance(value, list | tuple) else value}"
+        for name, value in values.items()
+    ]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its traps for ranges and rates: 5:50 is no number to the base of 60, and 4e-3 is one."""
+
+    def text_or_number(self, node: yaml.ScalarNode) -> object:
+        """Leave what has a colon as it is written."""
+        if ":" in node.value:
+            return node.value
+        whole = node.tag.endswith(":int")
+        return self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.text_or_number)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.text_or_number)
+_EXPONENT = re.compile(r"[-+]?\d+e[-+]?\d+$", re.IGNORECASE)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+e[-+]?\d+$", re.IGNORECASE), list("-+0123456789")
+)
 
 Config = TypeVar("Config")
 
@@ -79,7 +108,7 @@ def _flag(name: str) -> str:
 
 def _from_yaml(kind: type[Any], path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text()) or {}
+        content = yaml.load(path.read_text(), _Loader) or {}  # a SafeLoader
     except OSError as error:
         raise ValueError(f"--config {path}: {error.strerror}") from error
     except yaml.YAMLError as error:
@@ -103,6 +132,8 @@ def _typed(entry: Any, value: object, path: Path) -> Any:
     if value is None and entry.default is None:
         return None
     if entry.metadata["flag"].get("nargs") in ("*", "+"):
+        if isinstance(value, dict) and dict in entry.metadata["yaml"]:
+            value = words(value)
         return tuple(_typed_one(entry, item, path) for item in (value if isinstance(value, list) else [value]))
     return _typed_one(entry, value, path)
 

@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import dataclass, fields
+from math import inf
 from typing import Any, get_args
 
 from raydenoise.config.options import option
@@ -13,29 +14,32 @@ TRAINING_PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def model_argument(text: object) -> tuple[str, Any]:
-    """Read one argument of a network's builder: "depth=2", "filters=48,128"."""
+    """Read one argument of a network's builder: "depth=2", "filters=48,128"; "filters=48," is a list of one."""
     name, equals, value = str(text).partition("=")
     try:
-        numbers = tuple(int(part) for part in value.split(","))
+        numbers = tuple(int(part) for part in value.removesuffix(",").split(","))
     except ValueError:
         equals = ""
     if not equals or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is no argument; allowed: name=number or name=number,number")
-    return name, numbers if len(numbers) > 1 else numbers[0]
+    return name, numbers if "," in value else numbers[0]
 
 
-def level_range(text: object) -> tuple[float, float]:
-    """Read a range: "0:75", or one number for both ends."""
-    low, _, high = str(text).partition(":")
+def level_range(value: object) -> tuple[float, float]:
+    """Read a range: "0:75", one number for both ends, or a list of two numbers."""
+    ends = value if isinstance(value, list) else str(value).split(":")
     try:
-        return float(low), float(high or low)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no range; allowed: LOW:HIGH, or a number") from None
+        low, high = ends if len(ends) > 1 else ends * 2
+        return float(low), float(high)
+    except (TypeError, ValueError):
+        raise argparse.ArgumentTypeError(f"{value!r} is no range; allowed: LOW:HIGH, or a number") from None
 
 
-def names(text: object) -> tuple[str, ...]:
-    """Read names with commas between; "none" for no name."""
-    return () if text == "none" else tuple(str(text).split(","))
+def names(value: object) -> tuple[str, ...]:
+    """Read names with commas between, or a list of names; "none" for no name."""
+    if isinstance(value, list):
+        return tuple(map(str, value))
+    return () if value == "none" else tuple(str(value).split(","))
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class TrainConfig:
         "of the network's builder, such as filters=48,128 depth=2",
         default=(),
         read=model_argument,
-        yaml=(str,),
+        yaml=(str, dict),
         nargs="+",
         metavar="NAME=N[,N]",
     )
@@ -83,14 +87,14 @@ class TrainConfig:
         "levels of the Gaussian noise, 8-bit grey levels",
         default=Recipe.sigma_range,
         read=level_range,
-        yaml=(int, float, str),
+        yaml=(int, float, str, list),
         metavar="A:B",
     )
     peak: tuple[float, float] = option(
         "photons at white, of Poisson noise",
         default=Recipe.peak_range,
         read=level_range,
-        yaml=(int, float, str),
+        yaml=(int, float, str, list),
         metavar="A:B",
     )
     grey_share: float = option("share of patches made grey", default=Recipe.grey_share, read=float, metavar="F")
@@ -106,7 +110,7 @@ class TrainConfig:
         f"of {', '.join(get_args(Augmentation))}, with commas between; or none",
         default=Recipe.augment,
         read=names,
-        yaml=(str,),
+        yaml=(str, list),
         metavar="NAMES",
     )
     seed: int = option("of everything that is random", default=Recipe.seed, read=int, metavar="N")
@@ -120,13 +124,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model_args", dict(self.model_args))
+        for name, allowed in (("model", NETWORKS), ("precision", TRAINING_PRECISIONS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         if self.epochs is not None and self.steps is not None:
             raise ValueError("epochs and steps given; allowed: one of them")
         for name in ("workers", "epochs", "steps", "checkpoint_every", "validate_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; allowed: 1 or more")
-        if self.cpus_per_worker is not None and not self.cpus_per_worker > 0:
+        if self.cpus_per_worker is not None and not 0 < self.cpus_per_worker < inf:
             raise ValueError(f"cpus_per_worker is {self.cpus_per_worker}; allowed: above 0")
         if self.gpus_per_worker is not None and self.gpus_per_worker not in (0, 1):
             raise ValueError(f"gpus_per_worker is {self.gpus_per_worker:g}; allowed: 0 or 1: a worker per GPU")

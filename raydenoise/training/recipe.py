@@ -1,6 +1,7 @@
 """What a training run does, as one frozen value. Imports no Keras: a command line is checked against it."""
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Literal, get_args
 
 from raydenoise.core.patches import Augmentation
@@ -68,18 +69,18 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
         for name in ("warmup_steps", "weight_decay", "clip_norm", "seed"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 or more")
         for name in ("grey_share", "quantized_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 to 1")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; allowed: 0 to below 1")
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < inf:
             raise ValueError(f"learning_rate is {self.learning_rate}; allowed: above 0")
         for name, least in (("sigma_range", 0.0), ("peak_range", 1.0)):
             low, high = getattr(self, name)
-            if not least <= low <= high:
+            if not least <= low <= high < inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: {least:g} <= low <= high")
         choices: dict[str, Any] = {
             "loss": Loss,
