@@ -57,9 +57,6 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.text_or_number)
 _EXPONENT = re.compile(r"[-+]?\d+e[-+]?\d+$", re.IGNORECASE)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
 
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+e[-+]?\d+$", re.IGNORECASE), list("-+0123456789")
-)
-
 Config = TypeVar("Config")
 
 

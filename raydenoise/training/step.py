@@ -68,6 +68,7 @@ def average(engine: Engine, recipe: Recipe) -> None:
     engine.averaged.set_weights(engine.model.get_weights())
     if recipe.ema:
         engine.optimizer.finalize_variable_values(engine.averaged.trainable_variables)
+        engine.averaged.set_weights(engine.averaged.get_weights())  # copies: JAX frees arrays that a step took
 
 
 def freeze_encoder(model: keras.Model) -> None:

@@ -1,0 +1,278 @@
+"""Training on a real local Ray with real workers: what it leaves, and that no kill changes it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import PIL.Image
+import pyarrow.parquet as pq
+import pytest
+import ray
+import skimage.data
+
+from raydenoise.config import TrainConfig
+from raydenoise.data.shards import Patch, read_manifest, write_manifest, write_shard
+from raydenoise.model import bundle
+from raydenoise.model.denoiser import Denoiser
+from raydenoise.pipelines import train
+from raydenoise.training import state
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray")
+
+SIDE = 64
+PICTURES = {"train": ("astronaut", "coffee"), "validation": ("chelsea",), "test": ("rocket",)}
+# The tiny network learns by Adam alone: all its kernels are thin.
+TINY: dict[str, Any] = {
+    "model_args": {"filters": (8, 8), "depth": 1},
+    "patch": 32,
+    "batch_size": 8,
+    "steps": 40,
+    "checkpoint_every": 10,
+    "validate_every": 20,
+    "warmup_steps": 5,
+    "optimizer": "adam",
+    "learning_rate": 3e-3,
+    "ema": 0.9,
+    "precision": "float32",
+    "cpus_per_worker": 1.0,
+    "quiet": True,
+}
+
+
+def write_shards(root: Path, *, paired: bool = False) -> Path:
+    """What `raydenoise prepare` would leave of four photographs."""
+    rng = np.random.default_rng(0)
+
+    def patches(names: tuple[str, ...]) -> Iterator[Patch]:
+        for name in names:
+            picture = getattr(skimage.data, name)()
+            for y in range(0, picture.shape[0] - SIDE + 1, SIDE):
+                for x in range(0, picture.shape[1] - SIDE + 1, SIDE):
+                    clean = np.ascontiguousarray(picture[y : y + SIDE, x : x + SIDE])
+                    noisy = np.clip(np.rint(clean + rng.normal(0, 20, clean.shape)), 0, 255).astype(np.uint8)
+                    yield Patch(name, name, y, x, clean, noisy if paired else None)
+
+    splits = {}
+    for split, names in PICTURES.items():
+        file = write_shard(root / split / "part-00000.parquet", patches(names), split=split)
+        listed = {"name": f"{split}/part-00000.parquet", "rows": file.rows, "bytes": file.bytes}
+        splits[split] = {"files": [listed]}
+    facts = {"patch": SIDE, "paired": paired, "dtypes": ["uint8"], "channels": [3], "seed": 0}
+    write_manifest(root, {"status": "finished", **facts, "splits": splits})
+    assert read_manifest(root).rows("train") > 100
+    return root
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """One Ray with three CPUs for most of the module: each start takes 10 s."""
+    ray.init(
+        address="local", num_cpus=3, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def run(local_ray: None, shards: Path) -> Iterator[Callable[..., dict[str, Any]]]:  # noqa: ARG001
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "session", lambda *_, **__: nullcontext())
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield lambda output, **options: train.run(
+            TrainConfig(**{"shards": str(shards), "output": str(output), **TINY, **options})
+        )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two workers that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    run(folder, workers=2)
+    return folder
+
+
+def arrays(folder: Path) -> list[np.ndarray]:
+    """Averaged weights, weights and optimizer state of a run's last checkpoint; the best one may lie beside it."""
+    last: dict[int, list[np.ndarray]] = {}
+    for file in folder.glob(f"checkpoints/*/{state.FILE}"):
+        with np.load(file) as content:
+            step = json.loads(str(content[state.FACTS]))["step"]
+            last[step] = [content[name] for name in sorted(content.files) if name != state.FACTS]
+    assert max(last) == json.loads((folder / "manifest.json").read_text())["recipe"]["steps"]
+    return last[max(last)]
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    pairs = list(zip(arrays(one), arrays(other), strict=True))
+    assert len(pairs) > 20
+    for left, right in pairs:
+        np.testing.assert_array_equal(left, right)
+
+
+def test_a_run_leaves_a_bundle_a_log_and_a_curve(undisturbed: Path) -> None:
+    card = bundle.load(undisturbed / "bundle").card
+    assert (card.name, card.architecture, card.noise_map) == ("undisturbed", "resunet", True)
+    assert card.training["command"].startswith(
+        "raydenoise train $SHARDS --output $RUN --model-args filters=8,8 depth=1"
+    )
+    assert (card.training["patches"], card.training["workers"]) == (read_manifest_rows(undisturbed), 2)
+    for split in ("validation", "test"):
+        scores = card.scores[split]
+        assert scores["psnr_noisy_25"] == pytest.approx(20.4, abs=0.5)
+        assert scores["psnr_denoised_25"] > scores["psnr_noisy_25"] + 0.2
+    rows = pq.read_table(undisturbed / "metrics").sort_by("step").to_pylist()
+    assert [row["step"] for row in rows] == [10, 20, 30, 40]
+    assert [row["psnr"] is not None for row in rows] == [False, True, False, True]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    with PIL.Image.open(undisturbed / "learning-curve.png") as curve:
+        assert min(curve.size) > 500
+    assert list((undisturbed / "tensorboard").glob("events.out.tfevents.*"))
+    assert json.loads((undisturbed / "manifest.json").read_text())["status"] == "finished"
+    picture = skimage.data.coffee()[:50, :70]
+    assert Denoiser.load(undisturbed / "bundle")(picture).shape == picture.shape
+
+
+def read_manifest_rows(folder: Path) -> int:
+    files = json.loads((folder / "manifest.json").read_text())["shards"]["files"]["train"]
+    return sum(rows for _, rows, _ in files)
+
+
+def test_one_worker_trains_what_two_do(run: Callable[..., dict[str, Any]], undisturbed: Path, tmp_path: Path) -> None:
+    run(tmp_path / "alone", steps=5, checkpoint_every=5, validate_every=5)
+    run(tmp_path / "both", steps=5, checkpoint_every=5, validate_every=5, workers=2)
+    for one, two in zip(arrays(tmp_path / "alone"), arrays(tmp_path / "both"), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+    assert arrays(undisturbed)[0].shape == arrays(tmp_path / "both")[0].shape
+
+
+def kill_a_worker(run_folder: Path, *, step: int, done: threading.Event) -> None:
+    """SIGKILL one Ray Train worker soon after the run's checkpoint of a step."""
+    while not done.wait(0.05):
+        if (run_folder / "metrics" / f"step-{step:09d}.parquet").exists():
+            workers = [int(path.name) for path in Path("/proc").glob("[0-9]*") if is_train_worker(path)]
+            if workers:
+                os.kill(workers[-1], signal.SIGKILL)
+                done.set()
+
+
+def is_train_worker(process: Path) -> bool:
+    try:
+        return b"RayTrainWorker" in (process / "cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def test_a_killed_worker_costs_time_only(run: Callable[..., dict[str, Any]], undisturbed: Path, tmp_path: Path) -> None:
+    done = threading.Event()
+    killer = threading.Thread(target=kill_a_worker, args=(tmp_path / "run",), kwargs={"step": 20, "done": done})
+    killer.start()
+    try:
+        run(tmp_path / "run", workers=2)
+        assert done.is_set(), "no worker was killed"
+    finally:
+        done.set()
+        killer.join()
+    assert_same_bits(tmp_path / "run", undisturbed)
+    rows = pq.read_table(tmp_path / "run" / "metrics").sort_by("step").to_pylist()
+    assert [row["step"] for row in rows] == [10, 20, 30, 40]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    options = {"learning_rate": 1e18, "warmup_steps": 30, "clip_norm": 0.0, "schedule": "constant"}
+    with pytest.raises(RuntimeError, match=r"the loss became (nan|inf) within the last \d+ steps .* may help"):
+        run(tmp_path / "run", **options)
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "broken"
+
+
+def test_the_notebooks_autoencoder_leaves_its_h5(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    options = {"model": "autoencoder", "model_args": {}, "loss": "mse", "learning_rate": 1e-3}
+    run(tmp_path / "run", **options, steps=4, checkpoint_every=4, validate_every=4)
+    model = keras.models.load_model(tmp_path / "run" / "autoencoder.h5", compile=False)
+    assert model.input_shape == (None, 256, 256, 3)
+    trained = bundle.load(tmp_path / "run" / "bundle").model
+    for one, other in zip(model.get_weights(), trained.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_pairs_fine_tune_a_bundle_with_its_encoder_frozen(
+    run: Callable[..., dict[str, Any]], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    pairs = write_shards(tmp_path / "pairs", paired=True)
+    options = {"shards": str(pairs), "init": str(tiny_bundle), "model_args": {}, "freeze_encoder": True, "steps": 20}
+    summary = run(tmp_path / "run", **options)
+    assert summary["validation"]["psnr_denoised"] > summary["validation"]["psnr_noisy"] - 3
+    before, after = (bundle.load(folder).model.get_weights() for folder in (tiny_bundle, tmp_path / "run" / "bundle"))
+    moved = [bool((one != other).any()) for one, other in zip(before, after, strict=True)]
+    assert not moved[0]
+    assert any(moved)
+    assert not all(moved)
+    card = bundle.load(tmp_path / "run" / "bundle").card
+    assert card.training["recipe"]["noise"] == "paired"
+    assert card.training["init"] == str(tiny_bundle)
+
+
+def test_a_worker_that_fails_by_itself_ends_the_run(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    (part,) = (write_shards(tmp_path / "shards") / "train").glob("*.parquet")
+    content = part.read_bytes()
+
+    def garble(*_: object) -> None:
+        part.write_bytes(content[:4] + bytes(len(content) - 4000) + content[-3996:])  # the footer stays
+
+    with pytest.MonkeyPatch.context() as patch:
+        checked = train.begin
+        patch.setattr(train, "begin", lambda *given: (checked(*given), garble())[0])
+        with pytest.raises(RuntimeError, match="a worker failed 2 times at the same place: "):
+            run(tmp_path / "run", shards=str(tmp_path / "shards"))
+
+
+def test_a_killed_driver_goes_on_with_resume(shards: Path, tmp_path: Path) -> None:
+    flags = [
+        *("--model-args", "filters=8,8", "depth=1", "--patch", "32", "--batch-size", "8", "--steps", "400"),
+        *("--checkpoint-every", "40", "--validate-every", "200", "--warmup-steps", "5", "--optimizer", "adam"),
+        *("--learning-rate", "3e-3", "--ema", "0.9", "--precision", "float32", "--quiet"),
+    ]
+    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+
+    def command(folder: Path, *more: str) -> list[str]:
+        return [sys.executable, "-m", "raydenoise.cli", "train", str(shards), "--output", str(folder), *flags, *more]
+
+    process = subprocess.Popen(command(tmp_path / "killed"), env=env, start_new_session=True)
+    first = tmp_path / "killed" / "metrics" / "step-000000040.parquet"
+    end = time.monotonic() + 150
+    while not first.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    time.sleep(0.5)  # in mid-epoch
+    assert process.poll() is None, "the run was over before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = json.loads((tmp_path / "killed" / "manifest.json").read_text())
+    assert before["status"] == "running"
+
+    refused = subprocess.run(
+        command(tmp_path / "killed"), env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert refused.returncode == 2
+    assert "--resume to go on with a run" in refused.stderr
+    subprocess.run(command(tmp_path / "killed", "--resume"), env=env, timeout=200, check=True)
+    subprocess.run(command(tmp_path / "whole"), env=env, timeout=200, check=True)
+    assert_same_bits(tmp_path / "killed", tmp_path / "whole")
+    steps = pq.read_table(tmp_path / "killed" / "metrics").sort_by("step")["step"].to_pylist()
+    assert steps == pq.read_table(tmp_path / "whole" / "metrics").sort_by("step")["step"].to_pylist()
+    assert len(set(steps)) == len(steps)
