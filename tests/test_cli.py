@@ -192,3 +192,17 @@ def test_prepare_refuses_folders_that_are_no_pair(
     (tmp_path / "other" / "b.png").hardlink_to(pictures / "a.png")
     monkeypatch.chdir(tmp_path)
     check_refused(capsys, message, "--noisy", noisy, "--clean", clean, "--output", "out", verb="prepare")
+
+
+def test_train_refuses_a_folder_without_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = f"shards '{tmp_path}/gone' is no folder; allowed: the output folder of raydenoise prepare"
+    check_refused(capsys, message, tmp_path / "gone", "--output", tmp_path / "run", verb="train")
+    message = f"shards '{tmp_path}' holds no manifest.json; allowed: the output folder of raydenoise prepare"
+    check_refused(capsys, message, tmp_path, "--output", tmp_path / "run", verb="train")
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_flags_of_train_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        cli.main(["train", "shards"])
+    assert "raydenoise train: error: output missing" in capsys.readouterr().err

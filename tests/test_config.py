@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raydenoise.config import FORMATS, PRECISIONS, DenoiseConfig, PrepareConfig, parse
+from raydenoise.config import FORMATS, PRECISIONS, DenoiseConfig, PrepareConfig, TrainConfig, parse
 
 
 def parsed(*argv: str) -> DenoiseConfig:
@@ -355,5 +355,178 @@ def test_the_help_of_prepare_names_every_option_and_its_default(capsys: pytest.C
     for name in PrepareConfig.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in said or name == "input"
     for default in ("128", "0.9,0.05,0.05", "0", "1.0"):
+        assert f"(default: {default})" in said
+    assert "(default: ())" not in said
+
+
+def trained(*argv: str) -> TrainConfig:
+    return parse(TrainConfig, argv, prog="raydenoise train", description="")
+
+
+def test_train_needs_shards_and_an_output(capsys: pytest.CaptureFixture[str]) -> None:
+    assert trained("s", "--output", "run") == TrainConfig(shards="s", output="run")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        trained()
+    assert "shards and output missing: give them as arguments or in --config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (["--model-args", "filters=48,128", "depth=2"], "model_args", {"filters": (48, 128), "depth": 2}),
+        (["--model-args", "filters=48,"], "model_args", {"filters": (48,)}),
+        ([], "model_args", {}),
+        (["--sigma", "0:75"], "sigma", (0.0, 75.0)),
+        (["--sigma", "5:50"], "sigma", (5.0, 50.0)),
+        (["--sigma", "25"], "sigma", (25.0, 25.0)),
+        (["--peak", "10:1e4"], "peak", (10.0, 10_000.0)),
+        (["--augment", "flip,turn"], "augment", ("flip", "turn")),
+        (["--augment", "brightness"], "augment", ("brightness",)),
+        (["--augment", "none"], "augment", ()),
+        (["--gpus-per-worker", "0"], "gpus_per_worker", 0.0),
+        (["--gpus-per-worker", "1"], "gpus_per_worker", 1.0),
+        (["--cpus-per-worker", "0.5"], "cpus_per_worker", 0.5),
+        (["--steps", "7"], "steps", 7),
+        (["--epochs", "3"], "epochs", 3),
+        (["--init", "default", "--freeze-encoder"], "freeze_encoder", True),
+        (["--workers", "2", "--batch-size", "6"], "workers", 2),
+        (["--resume"], "resume", True),
+    ],
+)
+def test_values_of_train(argv: list[str], name: str, value: Any) -> None:
+    assert getattr(trained("s", "--output", "run", *argv), name) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model_args: {filters: [48, 128], depth: 2}", {"model_args": {"filters": (48, 128), "depth": 2}}),
+        ("model_args: {filters: [48]}", {"model_args": {"filters": (48,)}}),
+        ("model_args: ['filters=48,128', depth=2]", {"model_args": {"filters": (48, 128), "depth": 2}}),
+        ("model-args: depth=3", {"model_args": {"depth": 3}}),
+        ("model_args: {}", {}),
+        ("sigma: 25", {"sigma": (25.0, 25.0)}),
+        ("sigma: 5:50", {"sigma": (5.0, 50.0)}),  # YAML 1.1 reads 350
+        ("sigma: 5:50.5", {"sigma": (5.0, 50.5)}),
+        ("sigma: [5, 50]", {"sigma": (5.0, 50.0)}),
+        ("peak: 30:3000", {"peak": (30.0, 3000.0)}),
+        ("augment: flip,turn", {}),
+        ("augment: [flip, turn]", {}),
+        ("augment: flip", {"augment": ("flip",)}),
+        ("augment: none", {"augment": ()}),
+        ("augment: []", {"augment": ()}),
+        ("learning_rate: 4e-3", {}),  # YAML 1.1 reads text
+        ("learning_rate: 1.5e-3\nweight-decay: 0", {"learning_rate": 1.5e-3, "weight_decay": 0.0}),
+        ("epochs: 4\nsteps: null\ninit: null", {"epochs": 4}),
+    ],
+)
+def test_train_reads_a_file(tmp_path: Path, text: str, expected: dict[str, Any]) -> None:
+    (tmp_path / "job.yaml").write_text(text)
+    found = trained("s", "--output", "run", "--config", str(tmp_path / "job.yaml"))
+    assert found == TrainConfig(shards="s", output="run", **expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model_args: [[48, 128]]", "model_args is [48, 128]; allowed: of the network's builder, such as filters=48,"),
+        ("model_args: {depth: 2.5}", "model_args is 'depth=2.5'; allowed: of the network's builder"),
+        ("model_args: {filters: []}", "model_args is 'filters='; allowed: of the network's builder"),
+        ("sigma: [1, 2, 3]", "sigma is [1, 2, 3]; allowed: levels of the Gaussian noise"),
+        ("sigma: loud", "sigma is 'loud'; allowed: levels of the Gaussian noise"),
+        ("sigma: [0, null]", "sigma is [0, None]; allowed: levels of the Gaussian noise"),
+        ("augment: 3", "augment is 3; allowed: of flip, turn, channels, brightness, with commas between; or none"),
+        ("learning_rate: fast", "learning_rate is 'fast'; allowed: at its peak"),
+        ("model: resnet", "model is 'resnet'; allowed: resunet, unet, dncnn, autoencoder, autoencoder-wide"),
+        ("precision: float16", "precision is 'float16'; allowed: auto, float32, bfloat16"),
+        ("batchsize: 3", "batchsize is unknown; did you mean batch_size?"),
+    ],
+)
+def test_a_bad_file_of_train_exits_with_2(
+    tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job.yaml").write_text(text)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        trained("s", "--output", "run", "--config", str(tmp_path / "job.yaml"))
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "resnet"}, "model is 'resnet'; allowed: resunet, unet, dncnn, autoencoder, autoencoder-wide"),
+        ({"precision": "float16"}, "precision is 'float16'; allowed: auto, float32, bfloat16"),
+        ({"epochs": 1, "steps": 2}, "epochs and steps given; allowed: one of them"),
+        *(
+            ({name: 0}, f"{name} is 0; allowed: 1 or more")
+            for name in ("workers", "epochs", "steps", "checkpoint_every", "validate_every", "batch_size", "patch")
+        ),
+        ({"cpus_per_worker": 0.0}, "cpus_per_worker is 0.0; allowed: above 0"),
+        ({"cpus_per_worker": float("nan")}, "cpus_per_worker is nan; allowed: above 0"),
+        ({"cpus_per_worker": float("inf")}, "cpus_per_worker is inf; allowed: above 0"),
+        ({"gpus_per_worker": 0.5}, "gpus_per_worker is 0.5; allowed: 0 or 1: a worker per GPU"),
+        ({"gpus_per_worker": 2.0}, "gpus_per_worker is 2; allowed: 0 or 1: a worker per GPU"),
+        (
+            {"init": "default", "model_args": {"depth": 1}},
+            "init and model_args given; allowed: one of them, a bundle knows its network",
+        ),
+        (
+            {"freeze_encoder": True},
+            "freeze_encoder without init; allowed: with the bundle whose encoder is to stay",
+        ),
+        ({"workers": 3}, "batch_size is 32 for 3 workers; allowed: a multiple of the workers"),
+        ({"sigma": (9.0, 3.0)}, "sigma_range is (9.0, 3.0); allowed: 0 <= low <= high"),
+        ({"sigma": (0.0, float("inf"))}, "sigma_range is (0.0, inf); allowed: 0 <= low <= high"),
+        ({"peak": (0.5, 3.0)}, "peak_range is (0.5, 3.0); allowed: 1 <= low <= high"),
+        ({"grey_share": 2.0}, "grey_share is 2.0; allowed: 0 to 1"),
+        ({"quantized_share": float("nan")}, "quantized_share is nan; allowed: 0 to 1"),
+        ({"ema": 1.0}, "ema is 1.0; allowed: 0 to below 1"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf; allowed: above 0"),
+        ({"weight_decay": float("nan")}, "weight_decay is nan; allowed: 0 or more"),
+        ({"clip_norm": -1.0}, "clip_norm is -1.0; allowed: 0 or more"),
+        ({"warmup_steps": -1}, "warmup_steps is -1; allowed: 0 or more"),
+        ({"seed": -1}, "seed is -1; allowed: 0 or more"),
+        ({"augment": ("flip", "blur")}, "augment is 'blur'; allowed: flip, turn, channels, brightness"),
+        ({"loss": "l2"}, "loss is 'l2'; allowed: l1, mse, charbonnier"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd'; allowed: adam, adamw, muon"),
+        ({"schedule": "linear"}, "schedule is 'linear'; allowed: cosine, constant"),
+        ({"noise": "salt"}, "noise is 'salt'; allowed: awgn, poisson-gaussian, paired"),
+    ],
+)
+def test_train_refuses_what_is_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        TrainConfig(shards="s", output="run", **options)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        *(
+            (
+                ["--model-args", text],
+                f"argument --model-args: {text!r} is no argument; allowed: name=number or name=number,number",
+            )
+            for text in ("depth", "depth=", "depth=2.5", "=2", "a b=2", "filters=48,,2", "shards")
+        ),
+        *(
+            (["--sigma", text], f"argument --sigma: {text!r} is no range; allowed: LOW:HIGH, or a number")
+            for text in ("loud", "1:", ":1", "1:2:3")
+        ),
+        (["--model", "resnet"], "argument --model: invalid choice: 'resnet'"),
+    ],
+)
+def test_flags_of_train_that_cannot_be_read(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        trained("s", "--output", "run", *argv)
+    assert message in capsys.readouterr().err
+
+
+def test_the_help_of_train_names_every_option_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        trained("--help")
+    said = " ".join(capsys.readouterr().out.split())
+    for name in TrainConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in said or name == "shards"
+    for default in ("resunet", "1", "32", "64", "0.004", "muon", "flip,turn", "0.999", "0.0:75.0"):
         assert f"(default: {default})" in said
     assert "(default: ())" not in said

@@ -13,7 +13,9 @@ import yaml
 _YAML_TYPES: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
 
 
-def option(help: str, *, default: Any = MISSING, read: Any = str, yaml: tuple[type, ...] = (), **flag: Any) -> Any:
+def option(
+    help: str, *, default: Any = MISSING, read: Any = str, yaml: tuple[type, ...] = (), comma: str = ",", **flag: Any
+) -> Any:
     """Declare one field with what the command line needs to know of it.
 
     Args:
@@ -22,9 +24,10 @@ def option(help: str, *, default: Any = MISSING, read: Any = str, yaml: tuple[ty
         read: makes the value of a flag's text.
         yaml: types that a YAML file may hold; left out for bool, int, float and str. With `nargs` those of one item
             of a list; dict beside them lets a mapping stand for items "name=value".
+        comma: stands between the parts of a tuple.
         flag: more arguments of `add_argument`; with `nargs` "?" or "*" it is a positional one.
     """
-    metadata = {"help": help, "read": read, "yaml": yaml or _YAML_TYPES[read], "flag": flag}
+    metadata = {"help": help, "read": read, "yaml": yaml or _YAML_TYPES[read], "comma": comma, "flag": flag}
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
 
@@ -33,7 +36,7 @@ def shown(value: object, comma: str = ",") -> str:
     return comma.join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def words(values: Mapping[str, object]) -> list[str]:
+def assignments(values: Mapping[str, object]) -> list[str]:
     """Write a mapping as the command line takes it: "depth=2", "filters=48,128", and "filters=48," of one."""
     return [
         f"{name}={shown(tuple(value)) + ',' * (len(value) == 1) if isinstance(value, list | tuple) else value}"
@@ -85,7 +88,7 @@ def parse(kind: type[Config], argv: Sequence[str], *, prog: str, description: st
 def _add(parser: argparse.ArgumentParser, entry: Any) -> None:
     flag = entry.metadata["flag"]
     nothing = entry.default in (MISSING, None, ()) or entry.default is False
-    default = "" if nothing else f" (default: {shown(entry.default)})"
+    default = "" if nothing else f" (default: {shown(entry.default, entry.metadata['comma'])})"
     text = {"help": entry.metadata["help"] + default, "default": argparse.SUPPRESS}
     if flag.get("nargs") in ("?", "*"):
         parser.add_argument(entry.name, type=entry.metadata["read"], **text, **flag)
@@ -130,7 +133,7 @@ def _typed(entry: Any, value: object, path: Path) -> Any:
         return None
     if entry.metadata["flag"].get("nargs") in ("*", "+"):
         if isinstance(value, dict) and dict in entry.metadata["yaml"]:
-            value = words(value)
+            value = assignments(value)
         return tuple(_typed_one(entry, item, path) for item in (value if isinstance(value, list) else [value]))
     return _typed_one(entry, value, path)
 

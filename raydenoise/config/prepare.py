@@ -43,6 +43,7 @@ class PrepareConfig:
         default=None,
         read=scale,
         yaml=(int, float, str),
+        comma=":",
         metavar="F|LOW:HIGH",
     )
     # Of 2,419 patches of photographs none has less than 1, 0.1% less than 2: borders and drawn backgrounds have.

@@ -88,6 +88,7 @@ class TrainConfig:
         default=Recipe.sigma_range,
         read=level_range,
         yaml=(int, float, str, list),
+        comma=":",
         metavar="A:B",
     )
     peak: tuple[float, float] = option(
@@ -95,6 +96,7 @@ class TrainConfig:
         default=Recipe.peak_range,
         read=level_range,
         yaml=(int, float, str, list),
+        comma=":",
         metavar="A:B",
     )
     grey_share: float = option("share of patches made grey", default=Recipe.grey_share, read=float, metavar="F")

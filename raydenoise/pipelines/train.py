@@ -17,6 +17,7 @@ import ray.train
 from ray.train.tensorflow import TensorflowTrainer
 
 from raydenoise.config import TrainConfig
+from raydenoise.config.options import assignments, shown
 from raydenoise.data.manifest import check_empty, utc_now, versions
 from raydenoise.data.shards import ShardSet, read_manifest
 from raydenoise.data.storage import publish
@@ -384,14 +385,10 @@ def command(config: TrainConfig) -> str:
             continue
         words.append("--" + entry.name.replace("_", "-"))
         if isinstance(value, dict):
-            words += [f"{name}={_text(item)}" for name, item in value.items()]
+            words += assignments(value)
         elif value is not True:
-            words.append(_text(value, ":" if entry.name in ("sigma", "peak") else ","))
-    return " ".join(shlex.quote(word) if not word.startswith("$") else word for word in words)
-
-
-def _text(value: Any, comma: str = ",") -> str:
-    return (comma.join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
+            words.append(shown(value, entry.metadata["comma"]) or "none")
+    return " ".join(shlex.quote(word) if word not in ("$SHARDS", "$RUN") else word for word in words)
 
 
 def _hardware(task: Task) -> str:

@@ -242,6 +242,8 @@ def test_a_worker_that_fails_by_itself_ends_the_run(run: Callable[..., dict[str,
             run(tmp_path / "run", shards=str(tmp_path / "shards"))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_killed_driver_goes_on_with_resume(shards: Path, tmp_path: Path) -> None:
     flags = [
         *("--model-args", "filters=8,8", "depth=1", "--patch", "32", "--batch-size", "8", "--steps", "400"),

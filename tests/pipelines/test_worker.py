@@ -74,7 +74,9 @@ def distance(one: dict, other: dict) -> float:
     return max(float(np.abs(one[name] - other[name]).max()) for name in names)
 
 
-@pytest.mark.parametrize(("optimizer", "clip"), [("adam", 0.0), ("adam", 0.05), ("muon", 0.05)])
+@pytest.mark.parametrize(
+    ("optimizer", "clip"), [("adam", 0.0), ("adam", 0.05), pytest.param("muon", 0.05, marks=pytest.mark.slow)]
+)
 def test_two_workers_do_what_one_does(tmp_path: Path, optimizer: str, clip: float) -> None:
     (alone,) = trained(tmp_path, workers=1, clip=clip, optimizer=optimizer)
     first, second = trained(tmp_path, workers=2, clip=clip, optimizer=optimizer)
