@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from raydenoise.model.bundle import Bundle
 
 CHECKPOINTS, BUNDLE, CURVE, MANIFEST = "checkpoints", "bundle", "learning-curve.png", "manifest.json"  # in RUN
+KIND = "raydenoise training"  # of the manifest
 PSNR = "psnr"  # the metric that chooses the best checkpoint
 ATTEMPTS = 2  # at the same checkpoint, of a worker that fails by itself
 FAILURES = 100  # worker groups that may be lost before the command gives up; --resume goes on from there
@@ -62,7 +63,12 @@ def run(config: TrainConfig) -> dict[str, Any]:
     )
     epoch = source.order.steps
     recipe = replace(recipe, steps=config.steps or (config.epochs or EPOCHS) * epoch)
-    facts = {"recipe": asdict(recipe), "shards": fingerprint(shards), "init": config.init}
+    facts = {
+        "recipe": asdict(recipe),
+        "shards": fingerprint(shards),
+        "init": config.init,
+        "freeze_encoder": config.freeze_encoder,
+    }
     _open(config, root, json.loads(json.dumps(facts)))
     address = cluster_address(config.address)
     with session(address, cpus=local_cpus(config), verbose=config.verbose):
@@ -80,7 +86,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             read_cpus=resources.read_cpus,
         )
         manifest = {
-            "kind": "raydenoise training",
+            "kind": KIND,
             "status": "running",
             "started_at": utc_now().isoformat(),
             **facts,
@@ -188,7 +194,7 @@ def begin(config: TrainConfig, shards: ShardSet) -> "Bundle":
     """Build the network to begin with, or load that of `--init`.
 
     Raises:
-        ValueError: there is no such bundle, the builder refuses an argument, or the patch does not fit.
+        ValueError: there is no such bundle, the builder refuses an argument, or the patches do not fit.
     """
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     if backend != "tensorflow":
@@ -221,18 +227,29 @@ def begin(config: TrainConfig, shards: ShardSet) -> "Bundle":
                 scores={},
             )
             started = bundle.load(folder)
-    alignment = started.card.alignment
-    if config.patch > shards.patch:
-        raise ValueError(f"patch is {config.patch}; allowed: at most {shards.patch}, the side of the stored patches")
-    if config.patch % alignment:
-        raise ValueError(f"patch is {config.patch}; allowed: a multiple of {alignment}, the network's alignment")
-    if started.card.fixed_size not in (None, config.patch):
-        raise ValueError(f"patch is {config.patch}; allowed: {started.card.fixed_size}, the network's input size")
+    _check_sides(config.patch, shards, started)
     if config.freeze_encoder:
         from raydenoise.training.step import freeze_encoder
 
         freeze_encoder(started.model)
     return started
+
+
+def _check_sides(patch: int, shards: ShardSet, started: "Bundle") -> None:
+    """Check that the network takes the crops, and the whole stored patches, which it is measured on."""
+    alignment, fixed, stored = started.card.alignment, started.card.fixed_size, shards.patch
+    if patch > stored:
+        raise ValueError(f"patch is {patch}; allowed: at most {stored}, the side of the stored patches")
+    if patch % alignment:
+        raise ValueError(f"patch is {patch}; allowed: a multiple of {alignment}, the network's alignment")
+    if fixed not in (None, patch):
+        raise ValueError(f"patch is {patch}; allowed: {fixed}, the network's input size")
+    if (shards.rows("validation") or shards.rows("test")) and (stored % alignment or fixed not in (None, stored)):
+        allowed = f"{fixed}, the network's input size" if fixed else f"a multiple of {alignment}, its alignment"
+        raise ValueError(
+            f"the stored patches, which the network is measured on, are {stored} pixels; allowed: {allowed}; "
+            "run raydenoise prepare with another --patch"
+        )
 
 
 def make_recipe(config: TrainConfig, shards: ShardSet, started: "Bundle") -> Recipe:
@@ -247,12 +264,13 @@ def make_recipe(config: TrainConfig, shards: ShardSet, started: "Bundle") -> Rec
     from raydenoise.model.precision import resolve
 
     precision = resolve(config.precision)
-    return config.recipe(
+    recipe = config.recipe(
         steps=1,
         architecture=started.card.architecture,
         paired=shards.paired,
         precision="bfloat16" if precision == "bfloat16" else "float32",
     )
+    return replace(recipe, arguments=started.card.arguments)  # a bundle's own with --init
 
 
 def fingerprint(shards: ShardSet) -> dict[str, Any]:
@@ -286,15 +304,19 @@ def _open(config: TrainConfig, root: Path, facts: dict[str, Any]) -> None:
     try:
         before = json.loads((root / MANIFEST).read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"output {str(root)!r} holds no run to resume: {error}") from error
+        raise ValueError(f"output {str(root)!r} holds no run to resume: {error}; leave out --resume") from error
+    kind = before.get("kind") if isinstance(before, dict) else type(before).__name__
+    if kind != KIND:
+        raise ValueError(f"output {str(root)!r} holds no run to resume: its {MANIFEST} is of {kind!r}, not of {KIND!r}")
     if before.get("status") == "finished":
         raise ValueError(f"output {str(root)!r} holds a finished run; allowed: one that was stopped")
     for name, now in facts.items():
         if before.get(name) != now:
-            changed = [key for key in now if before[name].get(key) != now[key]] if isinstance(now, dict) else []
+            then = before.get(name)
+            both = isinstance(now, dict) and isinstance(then, dict)
+            changed = ", ".join(key for key in now if then.get(key) != now[key]) if both else then
             raise ValueError(
-                f"output {str(root)!r} holds a run with another {name} ({', '.join(changed) or before.get(name)}); "
-                "allowed: the same arguments as before"
+                f"output {str(root)!r} holds a run with another {name} ({changed}); allowed: the same as before"
             )
 
 
