@@ -97,7 +97,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         }
         write_manifest(root, manifest)
         try:
-            best = _train(config, task, resources)
+            best, manifest["workers"] = _train(config, task, resources)
             summary = finish(config, task, started, best)
             manifest.update(status="finished", summary=summary)
         except (KeyboardInterrupt, SystemExit):
@@ -112,8 +112,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
     return summary
 
 
-def _train(config: TrainConfig, task: Task, resources: Resources) -> Path:
-    """Run the worker group to the end; returns the folder of the best checkpoint."""
+def _train(config: TrainConfig, task: Task, resources: Resources) -> tuple[Path, dict[str, str]]:
+    """Run the worker group to the end; returns the folder of the best checkpoint, and where the last group ran."""
     board = ray.remote(Board).options(num_cpus=0).remote()
     logging.getLogger("ray.train").setLevel(logging.INFO if config.verbose else logging.CRITICAL)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # 60 s are few on a busy machine
@@ -150,7 +150,7 @@ def _train(config: TrainConfig, task: Task, resources: Resources) -> Path:
         raise RuntimeError("training ended without a checkpoint")
     scored = [(metrics[PSNR], checkpoint) for checkpoint, metrics in result.best_checkpoints if PSNR in metrics]
     best = max(scored, key=lambda entry: entry[0])[1] if scored else result.checkpoint
-    return Path(best.path)
+    return Path(best.path), news["workers"]
 
 
 def work(given: dict[str, Any]) -> None:
@@ -177,6 +177,10 @@ class Board:
     def read(self) -> dict[str, Any]:
         """Tell all of them."""
         return self._news
+
+    def join(self, *, rank: int, name: str) -> None:
+        """Note where a rank runs."""
+        self._news.setdefault("workers", {})[str(rank)] = name
 
     def fail(self, *, step: int, rank: int, error: str) -> None:
         """Count an error of a worker's own, not of a lost one, by the step that its group began with."""

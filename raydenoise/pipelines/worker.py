@@ -20,7 +20,7 @@ from raydenoise.model.networks import Network
 from raydenoise.pipelines.group import Task
 from raydenoise.pipelines.runlog import RunLog
 from raydenoise.pipelines.samples import held_out, samples
-from raydenoise.pipelines.stages import assigned_gpus
+from raydenoise.pipelines.stages import assigned_gpus, worker_name
 from raydenoise.training import loop, state
 from raydenoise.training.batches import (
     VALIDATION_SIGMAS,
@@ -51,6 +51,7 @@ def work(task: Task, board: Any) -> None:
     """Train as one rank of the group, from the group's last checkpoint on."""
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
+    board.join.remote(rank=rank, name=worker_name())
     strategy = _strategy(task, workers)  # before anything else of TensorFlow runs
     engine = MirroredEngine(read_network(task), task.recipe, strategy=strategy)
     facts = _restored(engine)

@@ -278,3 +278,23 @@ def test_a_killed_driver_goes_on_with_resume(shards: Path, tmp_path: Path) -> No
     steps = pq.read_table(tmp_path / "killed" / "metrics").sort_by("step")["step"].to_pylist()
     assert steps == pq.read_table(tmp_path / "whole" / "metrics").sort_by("step")["step"].to_pylist()
     assert len(set(steps)) == len(steps)
+
+
+DECLARED = """
+import functools, sys
+from raydenoise.config import TrainConfig, parse
+from raydenoise.pipelines import train
+train.session = functools.partial(train.session, gpus=2)
+train.run(parse(TrainConfig, sys.argv[1:], prog="", description=""))
+"""
+
+
+def test_two_declared_gpus_make_two_workers_with_one_each(shards: Path, tmp_path: Path) -> None:
+    flags = ["--model-args", "filters=8,8", "depth=1", "--patch", "32", "--batch-size", "8", "--steps", "2", "--quiet"]
+    command = [sys.executable, "-c", DECLARED, str(shards), "--output", str(tmp_path / "run"), "--workers", "2", *flags]
+    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["resources"]["gpus"] == 1
+    assert {name.split("/gpu")[1] for name in manifest["workers"].values()} == {"0", "1"}
