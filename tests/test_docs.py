@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from raydenoise.config import DenoiseConfig, PrepareConfig, parse
-from raydenoise.data.schema import METRICS, PATCHES
+from raydenoise.config import DenoiseConfig, PrepareConfig, TrainConfig, parse
+from raydenoise.data.schema import METRICS, PATCHES, TRAINING
 from raydenoise.model import networks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +37,17 @@ def test_the_training_page_names_every_column_of_a_shard_and_option_of_prepare()
     for entry in fields(PrepareConfig):
         word = "INPUT" if entry.name == "input" else "--" + entry.name.replace("_", "-")
         assert word in page, word
+
+
+def test_the_training_page_names_every_column_of_a_run_and_option_of_train() -> None:
+    page = (ROOT / "docs" / "training.md").read_text()
+    rows = re.findall(r"^\| ([a-z_0-9, ]+) \| (int64|double) \|", page, re.MULTILINE)
+    named = {name: kind for names, kind in rows for name in names.split(", ")}
+    assert named == {name: str(TRAINING.field(name).type) for name in TRAINING.names}
+    _, part = page.split("\n## Train\n")
+    for entry in fields(TrainConfig):
+        word = "SHARDS" if entry.name == "shards" else "--" + entry.name.replace("_", "-")
+        assert re.search(rf"{word}\b(?!-)", part.split("```")[1]), word
 
 
 def test_the_models_page_names_every_network() -> None:
