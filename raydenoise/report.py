@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from raydenoise.core.image import decode
 from raydenoise.data.manifest import Output
-from raydenoise.data.shards import Patch, ShardFile, read_group
+from raydenoise.data.shards import Patch, ShardFile, spread
 from raydenoise.data.storage import publish, read
 
 CELL = 300  # pixels, side of a picture on the sheet
@@ -112,7 +111,7 @@ def patch_sheet(files: Sequence[ShardFile], *, path: Path) -> None:
     Raises:
         ValueError: the shards hold no patch.
     """
-    cells = [_patch_cell(patch) for patch in _spread(files, PATCHES_SHOWN)]
+    cells = [_patch_cell(patch) for _, patch in spread(files, PATCHES_SHOWN)]
     if not cells:
         raise ValueError(f"the shards {[str(file.path) for file in files]} hold no patch to show")
     width, height = (extent + PATCH_GAP for extent in cells[0].size)
@@ -124,21 +123,6 @@ def patch_sheet(files: Sequence[ShardFile], *, path: Path) -> None:
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     publish(path, buffer.getvalue())
-
-
-def _spread(files: Sequence[ShardFile], count: int) -> list[Patch]:
-    """Take patches at even distances from the rows of all shards; the row groups that hold them are read."""
-    groups = [(file, index) for file in files for index in range(len(file.groups))]
-    ends = list(accumulate(file.groups[index] for file, index in groups))
-    total = ends[-1] if ends else 0
-    wanted = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int))
-    owners = np.searchsorted(ends, wanted, side="right")
-    patches = []
-    for owner in np.unique(owners):
-        file, index = groups[owner]
-        held = read_group(file, index)
-        patches += [held[row - (ends[owner] - len(held))] for row in wanted[owners == owner]]
-    return patches
 
 
 def _patch_cell(patch: Patch) -> PIL.Image.Image:

@@ -1,6 +1,5 @@
 """OUT: where a run keeps its pictures, metrics and manifest."""
 
-import json
 import os
 import platform
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 
 from raydenoise import __version__
 from raydenoise.data.schema import METRICS
-from raydenoise.data.storage import publish
+from raydenoise.data.storage import publish, publish_json
 
 PART_ROWS = 10_000  # rows of a metrics file: about 1 MB
 PART_SECONDS = 30.0  # a killed driver loses at most this much of the metrics
@@ -52,7 +51,7 @@ class Output:
 
     def write_manifest(self, content: dict[str, Any]) -> None:
         """Replace the manifest."""
-        publish(self.manifest, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        publish_json(self.manifest, content)
 
 
 def check_writable(root: Path) -> None:

@@ -1,7 +1,7 @@
 """Shards: parquet files of training patches, and the manifest that lists them. See docs/training.md."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raydenoise.data.schema import PATCHES, SPLITS, Split
-from raydenoise.data.storage import publish
+from raydenoise.data.storage import publish, publish_json
 
 KIND, VERSION = "raydenoise shards", 1
 MANIFEST = "manifest.json"
@@ -164,6 +164,25 @@ def read_group(file: ShardFile, group: int) -> list[Patch]:
     return to_patches(pq.ParquetFile(file.path).read_row_group(group))
 
 
+def spread(files: Sequence[ShardFile], count: int, *, part: slice = slice(None)) -> Iterator[tuple[int, Patch]]:
+    """Read patches at even distances over all files, each with its number; only row groups that hold one are read.
+
+    Args:
+        files: of a split.
+        count: at most so many are chosen.
+        part: of the chosen ones: `slice(rank, None, workers)` for one of several readers.
+    """
+    groups = [(file, index) for file in files for index in range(len(file.groups))]
+    ends = np.cumsum([file.groups[index] for file, index in groups], dtype=int)
+    total = int(ends[-1]) if groups else 0
+    wanted = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int))[part]
+    owners = np.searchsorted(ends, wanted, side="right")
+    for owner in np.unique(owners):
+        file, index = groups[owner]
+        first, held = ends[owner] - file.groups[index], read_group(file, index)
+        yield from ((int(number), held[number - first]) for number in wanted[owners == owner])
+
+
 def to_patches(rows: pa.Table) -> list[Patch]:
     """Turn rows of `PATCHES` into patches, without copying pixels."""
     patches = []
@@ -181,7 +200,7 @@ def to_patches(rows: pa.Table) -> list[Patch]:
 def write_manifest(root: Path, content: dict[str, Any]) -> None:
     """Replace the manifest of a folder of shards; adds what tells it from others."""
     content = {"kind": KIND, "version": VERSION, **content}
-    publish(root / MANIFEST, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    publish_json(root / MANIFEST, content)
 
 
 def read_manifest(folder: str | Path) -> ShardSet:

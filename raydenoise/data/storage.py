@@ -1,6 +1,7 @@
 """Listing, reading and atomic writing on a local or shared disk; input path -> output key."""
 
 import glob
+import json
 import os
 import uuid
 from collections import Counter, defaultdict
@@ -8,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from raydenoise.core.image import DEFAULT_EXTENSION, DEFAULT_MAX_PIXELS, EXTENSIONS, HEAD_BYTES, Format, admit
 
@@ -211,3 +213,8 @@ def publish(path: Path, data: bytes | memoryview) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def publish_json(path: Path, content: dict[str, Any]) -> None:
+    """Publish a JSON file for people and programs: indented, UTF-8."""
+    publish(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

@@ -205,10 +205,7 @@ def training_line(news: dict[str, Any]) -> str:
 
 def print_training(summary: dict[str, Any]) -> None:
     """Print the table at the end of a training to stdout."""
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-    table = Table(show_header=False, box=None)
-    table.add_column(style="bold")
-    table.add_column()
+    console, table = _summary_table()
     table.add_row("trained", f"{summary['steps']} steps in {summary['seconds']:.0f} s; best at step {summary['step']}")
     for split in ("validation", "test"):
         for name, value in summary.get(split, {}).items():
@@ -222,10 +219,7 @@ def print_training(summary: dict[str, Any]) -> None:
 
 def print_summary(summary: dict[str, Any]) -> None:
     """Print the table at the end of a job to stdout."""
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-    table = Table(show_header=False, box=None)
-    table.add_column(style="bold")
-    table.add_column()
+    console, table = _summary_table()
     table.add_row("pictures", f"{summary['images']}: {summary['ok']} denoised, {summary['failed']} failed")
     table.add_row("size", f"{summary['megapixels']:.1f} megapixels")
     table.add_row("time", f"{summary['seconds']} s, {summary['images_per_s']} images/s start-up included")
@@ -243,10 +237,7 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 def print_prepared(summary: dict[str, Any]) -> None:
     """Print the table at the end of `prepare` to stdout."""
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-    table = Table(show_header=False, box=None)
-    table.add_column(style="bold")
-    table.add_column()
+    console, table = _summary_table()
     counts = f"{summary['used']} used, {summary['skipped']} without a patch, {summary['failed']} failed"
     table.add_row("pictures", f"{summary['images']}: {counts}")
     for split, part in summary["splits"].items():
@@ -256,6 +247,14 @@ def print_prepared(summary: dict[str, Any]) -> None:
     table.add_row("output", Text(summary["output"]))
     console.print(table)
     _print_failures(console, summary, "failures.parquet")
+
+
+def _summary_table() -> tuple[Console, Table]:
+    """Stdout, and a table of names and values for it."""
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column()
+    return Console(file=sys.stdout, highlight=False, soft_wrap=True), table
 
 
 def _print_failures(console: Console, summary: dict[str, Any], where: str) -> None:

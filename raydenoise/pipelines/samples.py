@@ -16,7 +16,7 @@ from raydenoise.core.noise import estimate_sigma
 from raydenoise.core.patches import generator, random_crop
 from raydenoise.data.order import Order, Read
 from raydenoise.data.schema import Split
-from raydenoise.data.shards import Patch, ShardFile, ShardSet, to_patches
+from raydenoise.data.shards import Patch, ShardFile, ShardSet, spread, to_patches
 from raydenoise.training.batches import Sample
 
 CHUNK_BYTES = 32_000_000  # of stored pixels, read by one task: a fraction of a second of work
@@ -161,17 +161,6 @@ def held_out(shards: ShardSet, *, split: Split, part: slice, limit: int = VALIDA
         part: of the chosen ones: `slice(rank, None, workers)`.
         limit: at most so many are chosen.
     """
-    total = shards.rows(split)
-    chosen = np.unique(np.linspace(0, total - 1, min(limit, total)).astype(int)) if total else np.empty(0, int)
-    wanted = set(chosen[part].tolist())
-    number = 0
-    for file in shards.files[split]:
-        with pq.ParquetFile(file.path) as opened:
-            for group, count in enumerate(file.groups):
-                inside = [row for row in range(count) if number + row in wanted]
-                if inside:
-                    stored = opened.read_row_group(group).take(pa.array(inside))
-                    for row, patch in zip(inside, to_patches(stored), strict=True):
-                        sigma = 0.0 if patch.noisy is None else estimate_sigma(patch.noisy)
-                        yield Sample(patch.clean, 0, number + row, patch.noisy, sigma)
-                number += count
+    for number, patch in spread(shards.files[split], limit, part=part):
+        sigma = 0.0 if patch.noisy is None else estimate_sigma(patch.noisy)
+        yield Sample(patch.clean, 0, number, patch.noisy, sigma)

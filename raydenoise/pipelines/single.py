@@ -29,7 +29,6 @@ from raydenoise.model.precision import rebuilt
 from raydenoise.pipelines.runlog import RunLog
 from raydenoise.training import loop, state
 from raydenoise.training.batches import (
-    VALIDATION_SIGMAS,
     Batch,
     Sample,
     prefetched,
@@ -45,7 +44,6 @@ Picture = NDArray[np.uint8]
 HELD_OUT = 20  # every 20th picture validates
 SHRINK_RANGE = (0.5, 0.75)  # of --shrunk: removes most of the blocks of an ordinary JPEG
 VALIDATION_SIDE = 192  # pixels: more than three times the default network's receptive radius
-REPORT_EVERY = 20  # steps between two rows of the metrics
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -132,8 +130,7 @@ def fit(
         psnr = {}
         if progress.validated:
             found = np.array([loop.psnrs(engine, levels) for levels in held_out]).mean(axis=0)
-            psnr = {f"psnr_{sigma:g}": float(value) for sigma, value in zip(VALIDATION_SIGMAS, found, strict=True)}
-            psnr["psnr"] = float(found.mean())
+            psnr = loop.psnr_metrics(found.tolist())
         log.add(progress, psnr)
         if progress.checkpoint:
             log.publish()
@@ -141,7 +138,7 @@ def fit(
             shown = ", ".join(f"{name} {value:.2f}" for name, value in psnr.items())
             print(f"step {progress.step}: loss {progress.loss:.5f}, {shown}, {progress.patches_per_s:.0f} patches/s")
 
-    cadence = loop.Cadence(REPORT_EVERY, validate_every, validate_every)
+    cadence = loop.Cadence(loop.REPORT_EVERY, validate_every, validate_every)
     loop.train(
         engine,
         prefetched(batches),

@@ -20,7 +20,7 @@ from raydenoise.config import TrainConfig
 from raydenoise.config.options import assignments, shown
 from raydenoise.data.manifest import check_empty, utc_now, versions
 from raydenoise.data.shards import ShardSet, read_manifest
-from raydenoise.data.storage import publish
+from raydenoise.data.storage import publish_json
 from raydenoise.pipelines.group import Resources, Task, local_cpus, plan
 from raydenoise.pipelines.progress import TrainDisplay
 from raydenoise.pipelines.runlog import METRICS
@@ -326,7 +326,7 @@ def _open(config: TrainConfig, root: Path, facts: dict[str, Any]) -> None:
 
 def write_manifest(root: Path, content: dict[str, Any]) -> None:
     """Replace RUN/manifest.json."""
-    publish(root / MANIFEST, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    publish_json(root / MANIFEST, content)
 
 
 def finish(config: TrainConfig, task: Task, started: "Bundle", checkpoint: Path) -> dict[str, Any]:

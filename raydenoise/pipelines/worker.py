@@ -35,8 +35,6 @@ from raydenoise.training.objective import loss, optimizer
 from raydenoise.training.recipe import Recipe
 from raydenoise.training.step import freeze_encoder, models
 
-REPORT_EVERY = 20  # steps between two lines of the log
-PSNR = "psnr"  # the metric that chooses the best checkpoint
 # What a collective raises where another worker is gone: the group starts again, as often as it takes.
 PEER_LOST = (
     tf.errors.UnavailableError,
@@ -97,7 +95,7 @@ def work(task: Task, board: Any) -> None:
             engine,
             prefetched(batches),
             recipe=task.recipe,
-            cadence=loop.Cadence(REPORT_EVERY, task.checkpoint_every, task.validate_every),
+            cadence=loop.Cadence(loop.REPORT_EVERY, task.checkpoint_every, task.validate_every),
             first=facts.step,
             seconds=facts.seconds,
             on_report=report,
@@ -209,9 +207,7 @@ def _validate(engine: MirroredEngine, pictures: list[list[Batch]]) -> dict[str, 
             levels[index].append(value)
     sums = np.array([[sum(levels[i]), len(levels[i])] for i in range(len(VALIDATION_SIGMAS))], np.float32)
     totals = engine.sum_over_workers(sums)
-    means = [float(total / count) for total, count in totals if count]
-    names = [f"{PSNR}_{sigma:g}" for sigma in VALIDATION_SIGMAS] if len(means) > 1 else []
-    return {**dict(zip(names, means, strict=False)), PSNR: float(np.mean(means))}
+    return loop.psnr_metrics([float(total / count) for total, count in totals if count])
 
 
 def _checkpoint(engine: MirroredEngine, facts: state.Facts, *, first: bool, validated: bool) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from raydenoise.training.batches import Batch, chunked, mean_psnr, stacked
+from raydenoise.training.batches import VALIDATION_SIGMAS, Batch, chunked, mean_psnr, stacked
 from raydenoise.training.recipe import Recipe
 from raydenoise.training.step import Engine, average
 
+REPORT_EVERY = 20  # steps between two rows of the metrics
 PREDICTED = 4  # validation pictures per call
 
 
@@ -117,3 +118,9 @@ def psnrs(engine: Engine, pairs: Sequence[Batch]) -> list[float]:
         denoised = engine.predict(noisy)
         found += [mean_psnr(clean[i : i + 1], denoised[i : i + 1]) for i in range(len(part))]
     return found
+
+
+def psnr_metrics(means: Sequence[float]) -> dict[str, float]:
+    """Name a validation's PSNR in dB, one at each of `VALIDATION_SIGMAS` or that of pairs, and add their mean."""
+    names = [f"psnr_{sigma:g}" for sigma in VALIDATION_SIGMAS] if len(means) > 1 else []
+    return {**dict(zip(names, means, strict=False)), "psnr": float(np.mean(means))}

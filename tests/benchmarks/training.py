@@ -108,8 +108,9 @@ def child(arguments: argparse.Namespace) -> dict[str, float]:
     from raydenoise.config import TrainConfig
     from raydenoise.pipelines import train
     from raydenoise.pipelines.samples import Source, read_chunk, samples, to_samples
-    from raydenoise.pipelines.worker import REPORT_EVERY, MirroredEngine
+    from raydenoise.pipelines.worker import MirroredEngine
     from raydenoise.training.batches import prefetched, stacked, training_pair
+    from raydenoise.training.loop import REPORT_EVERY
 
     shards = read_manifest(arguments.shards)
     config = TrainConfig(
