@@ -91,6 +91,12 @@ class TrainConfig:
         comma=":",
         metavar="A:B",
     )
+    sigma_power: float = option(
+        "above 1 low levels come more often: low + (high - low) * u ** F of a uniform u",
+        default=Recipe.sigma_power,
+        read=float,
+        metavar="F",
+    )
     peak: tuple[float, float] = option(
         "photons at white, of Poisson noise",
         default=Recipe.peak_range,

@@ -24,6 +24,13 @@ class Bundle:
     model: keras.Model
     card: Card
 
+    @property
+    def network(self) -> networks.Network:
+        """The model with what tiling needs of the card."""
+        return networks.Network(
+            self.model, radius=self.card.radius, alignment=self.card.alignment, noise_map=self.card.noise_map
+        )
+
 
 def load(name_or_path: str | Path = DEFAULT) -> Bundle:
     """Load a model, float32, compiled for nothing.

@@ -66,7 +66,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     for pictures in whole + shrunk:
         validation += [picture for index, picture in pictures if index % HELD_OUT == 0]
     print(f"{len(train)} pictures to train on (--pictures counted {arguments.times} times), {len(validation)} held out")
-    network, facts = fit(recipe, train, validation, folder=arguments.output, validate_every=arguments.validate_every)
+    started = bundle.load(arguments.init) if arguments.init else None
+    if started:
+        recipe = replace(recipe, architecture=started.card.architecture, arguments=started.card.arguments)
+    network, facts = fit(
+        recipe,
+        train,
+        validation,
+        folder=arguments.output,
+        validate_every=arguments.validate_every,
+        init=started.network if started else None,
+    )
     bundle.save(
         network,
         arguments.output / "bundle",
@@ -77,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         training={
             "command": command(given, folders=[*arguments.pictures, *arguments.shrunk]),
             "recipe": asdict(recipe),
+            "init": arguments.init,
             "pictures": len(train),
             "duration_s": round(facts.seconds),
             "hardware": f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores",
@@ -88,7 +99,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def fit(
-    recipe: Recipe, train: Sequence[Picture], validation: Sequence[Picture], *, folder: Path, validate_every: int
+    recipe: Recipe,
+    train: Sequence[Picture],
+    validation: Sequence[Picture],
+    *,
+    folder: Path,
+    validate_every: int,
+    init: Network | None = None,
 ) -> tuple[Network, state.Facts]:
     """Train a network; returns it with the moving average of its weights.
 
@@ -100,6 +117,7 @@ def fit(
         validation: pictures to measure on, never trained on.
         folder: local, made where it is missing.
         validate_every: steps.
+        init: the network to begin with; by default a new one of the recipe's.
 
     Raises:
         ValueError: a training picture is smaller than the patch, or no validation picture is large enough.
@@ -110,7 +128,7 @@ def fit(
         raise ValueError(
             f"{small} of {len(train)} training pictures are smaller than the patch of {recipe.patch} pixels"
         )
-    network = build(recipe.architecture, **recipe.arguments)
+    network = init or build(recipe.architecture, **recipe.arguments)
     network = replace(network, model=rebuilt(network.model, precision="float32", free_size=True))
     engine = LocalEngine(network, recipe)
     inputs, channels = engine.model.input_shape[-1], engine.model.output_shape[-1]
@@ -200,6 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shrunk", action="append", default=[], metavar="DIR", help="compressed ones, shrunk first")
     parser.add_argument("--times", type=int, default=1, metavar="N", help="how often --pictures count against --shrunk")
     parser.add_argument("--output", type=Path, required=True, metavar="RUN")
+    parser.add_argument("--init", metavar="NAME|PATH", help="bundle to begin with")
     parser.add_argument("--name", default="resunet", help="of the bundle")
     parser.add_argument("--validate-every", type=int, default=500, metavar="STEPS", help="and checkpoint")
     for entry in fields(Recipe):

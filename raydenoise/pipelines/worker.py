@@ -119,8 +119,7 @@ def read_network(task: Task) -> Network:
         loaded = bundle.load(folder)
     if task.frozen:
         freeze_encoder(loaded.model)
-    card = loaded.card
-    return Network(loaded.model, radius=card.radius, alignment=card.alignment, noise_map=card.noise_map)
+    return loaded.network
 
 
 def _strategy(task: Task, workers: int) -> tf.distribute.Strategy:

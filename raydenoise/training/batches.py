@@ -82,7 +82,8 @@ def _planes(pixels: FloatPixels, channels: int) -> FloatPixels:
 
 def _noised(clean: FloatPixels, *, recipe: Recipe, rng: np.random.Generator) -> tuple[FloatPixels, float]:
     """Add the recipe's noise; returns its level too: the root of the mean variance, 8-bit grey levels."""
-    sigma = float(rng.uniform(*recipe.sigma_range))
+    low, high = recipe.sigma_range
+    sigma = float(low + (high - low) * rng.random() ** recipe.sigma_power)
     if recipe.noise == "awgn":
         return add_awgn(clean, sigma=sigma, rng=rng), sigma
     peak = float(np.exp(rng.uniform(*np.log(recipe.peak_range))))

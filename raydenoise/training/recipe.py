@@ -34,7 +34,9 @@ class Recipe:
         loss: mean absolute (l1), mean squared (mse) or Charbonnier's error.
         noise: `awgn` (white, Gaussian), `poisson-gaussian` (of a photon-counting sensor), or `paired` (that of the
             noisy patches).
-        sigma_range: of the Gaussian part, 8-bit grey levels, uniform.
+        sigma_range: of the Gaussian part, 8-bit grey levels.
+        sigma_power: how the levels lie in their range: low + (high - low) * u ** power of a uniform u. 1 is uniform;
+            above 1 low levels come more often, which a mean error would else hardly feel.
         peak_range: photons at white, of the Poisson part, uniform in their logarithm.
         grey_share: share of patches that are made grey, with one noise for all three planes; not of pairs.
         quantized_share: share of patches whose noisy values are clipped and rounded as 8-bit files hold them.
@@ -58,6 +60,7 @@ class Recipe:
     loss: Loss = "l1"
     noise: NoiseName = "awgn"
     sigma_range: tuple[float, float] = (0.0, 75.0)
+    sigma_power: float = 1.0
     peak_range: tuple[float, float] = (30.0, 3000.0)
     grey_share: float = 0.1
     quantized_share: float = 0.15
@@ -76,8 +79,9 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 to 1")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; allowed: 0 to below 1")
-        if not 0 < self.learning_rate < inf:
-            raise ValueError(f"learning_rate is {self.learning_rate}; allowed: above 0")
+        for name in ("learning_rate", "sigma_power"):
+            if not 0 < getattr(self, name) < inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: above 0")
         for name, least in (("sigma_range", 0.0), ("peak_range", 1.0)):
             low, high = getattr(self, name)
             if not least <= low <= high < inf:

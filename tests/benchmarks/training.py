@@ -145,11 +145,7 @@ def child(arguments: argparse.Namespace) -> dict[str, float]:
         begun = time.monotonic()
         count = sum(1 for _ in made)
         return {"patches_per_s": count * recipe.batch_size / (time.monotonic() - begun)}
-    from raydenoise.model.networks import Network
-
-    card = network.card
-    start = Network(network.model, radius=card.radius, alignment=card.alignment, noise_map=card.noise_map)
-    engine = MirroredEngine(start, recipe, strategy=tf.distribute.get_strategy())
+    engine = MirroredEngine(network.network, recipe, strategy=tf.distribute.get_strategy())
     made = prefetched(lambda: batches(read()))
     fixed = next(made)
     stream = made if arguments.child == "with data path" else (fixed for _ in range(arguments.steps - 1))

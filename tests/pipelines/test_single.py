@@ -53,6 +53,17 @@ def test_the_notebooks_autoencoder_trains_on_any_patch(tmp_path: Path, folder: s
     assert bundle.load(tmp_path / "run" / "bundle").card.architecture == "autoencoder"
 
 
+def test_it_begins_with_a_bundle(tmp_path: Path, folder: str, tiny_bundle: Path) -> None:
+    still = ["--learning-rate", "1e-12", "--weight-decay", "0"]
+    arguments = ["--pictures", folder, "--output", str(tmp_path / "run"), "--init", str(tiny_bundle), *OPTIONS, *still]
+    assert single.main(arguments) == 0
+    before, after = bundle.load(tiny_bundle), bundle.load(tmp_path / "run" / "bundle")
+    for one, other in zip(before.model.weights, after.model.weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert after.card.arguments == before.card.arguments
+    assert after.card.training["init"] == str(tiny_bundle)
+
+
 def test_pictures_smaller_than_the_patch_are_refused(tmp_path: Path) -> None:
     pictures = [np.zeros((70, 80, 3), np.uint8)] * 3 + [np.zeros((60, 80, 3), np.uint8)]
     with pytest.raises(ValueError, match="1 of 4 training pictures are smaller than the patch of 64 pixels"):

@@ -45,6 +45,15 @@ def test_the_plane_tells_the_noise_that_was_added(noise: str) -> None:
         assert (noisy[..., 3] == noisy[0, 0, 3]).all()
 
 
+@pytest.mark.parametrize("power", [1.0, 1.5])
+def test_the_power_tells_how_often_a_level_comes(power: float) -> None:
+    recipe = {"sigma_range": (0.0, 80.0), "sigma_power": power, "clean": PATCH[:8, :8]}
+    levels = [pair(patch, **recipe)[0][0, 0, 3] * 255 for patch in range(400)]
+    for share in (0.25, 0.5, 0.75):
+        below = np.mean(np.array(levels) < 80 * share**power)
+        assert below == pytest.approx(share, abs=0.08)  # three standard deviations
+
+
 def test_a_network_without_a_noise_map_gets_no_plane() -> None:
     assert pair(inputs=3)[0].shape == (128, 128, 3)
 

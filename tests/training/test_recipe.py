@@ -13,6 +13,7 @@ from raydenoise.training.recipe import Recipe
         ({"ema": 1.0}, "ema is 1.0; allowed: 0 to below 1"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; allowed: above 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan; allowed: above 0"),
+        ({"sigma_power": 0.0}, "sigma_power is 0.0; allowed: above 0"),
         ({"sigma_range": (9.0, 3.0)}, r"sigma_range is \(9.0, 3.0\); allowed: 0 <= low <= high"),
         ({"peak_range": (0.5, 3.0)}, r"peak_range is \(0.5, 3.0\); allowed: 1 <= low <= high"),
         ({"loss": "l2"}, "loss is 'l2'; allowed: l1, mse, charbonnier"),
