@@ -79,7 +79,11 @@ class TrainConfig:
     warmup_steps: int = option("over which the learning rate rises", default=Recipe.warmup_steps, read=int, metavar="N")
     optimizer: str = option("muon learns fastest", default=Recipe.optimizer, choices=get_args(OptimizerName))
     weight_decay: float = option("decoupled; not of adam", default=Recipe.weight_decay, read=float, metavar="F")
-    loss: str = option("l1, mean squared or Charbonnier's error", default=Recipe.loss, choices=get_args(Loss))
+    loss: str = option(
+        "l1, mean squared, Charbonnier's error, or psnr: its logarithm per patch",
+        default=Recipe.loss,
+        choices=get_args(Loss),
+    )
     noise: str | None = option(
         "by default paired where the shards hold pairs, else awgn", default=None, choices=get_args(NoiseName)
     )

@@ -156,6 +156,7 @@ class MirroredEngine:
         # Keras would sum the gradients over the workers once more.
         self.optimizer._all_reduce_sum_gradients = lambda pairs: pairs
         self._step = tf.function(self._global_step)
+        self._sum = tf.function(lambda values: strategy.run(_all_reduced, (values,)))
         self._predict = tf.function(lambda noisy: self.averaged(noisy, training=False), reduce_retracing=True)
 
     def step(self, noisy: FloatPixels, clean: FloatPixels) -> Any:
@@ -168,12 +169,7 @@ class MirroredEngine:
 
     def sum_over_workers(self, values: FloatPixels) -> FloatPixels:
         """Add up the workers' arrays of one shape; all workers call it."""
-
-        def reduce(values: tf.Tensor) -> tf.Tensor:
-            placed = tf.identity(values)  # on the worker's device: the reduction goes where its value is
-            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, placed)
-
-        return np.asarray(tf.function(lambda x: self._strategy.run(reduce, (x,)))(tf.convert_to_tensor(values)))
+        return np.asarray(self._sum(tf.convert_to_tensor(values)))
 
     def _global_step(self, noisy: tf.Tensor, clean: tf.Tensor) -> tf.Tensor:
         return self._strategy.run(self._replica_step, (noisy, clean))
@@ -188,6 +184,11 @@ class MirroredEngine:
             gradients, _ = tf.clip_by_global_norm(gradients, self._recipe.clip_norm)
         self.optimizer.apply(gradients, self.model.trainable_variables)
         return total
+
+
+def _all_reduced(values: tf.Tensor) -> tf.Tensor:
+    placed = tf.identity(values)  # on the worker's device: the reduction goes where its value is
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, placed)
 
 
 def _restored(engine: MirroredEngine) -> state.Facts:

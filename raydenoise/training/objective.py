@@ -15,6 +15,7 @@ THIN_RATE = 0.1
 CHARBONNIER = (
     1e-3  # where its parabola becomes a line; Charbonnier et al., 1994; value of Zamir et al. (Restormer, 2022)
 )
+PSNR_FLOOR = 1e-5  # mean squared error below which `psnr` is satisfied: 50 dB
 
 
 def optimizer(recipe: Recipe, *, clip: bool = True) -> keras.optimizers.Optimizer:
@@ -55,7 +56,10 @@ def _rate(recipe: Recipe) -> keras.optimizers.schedules.LearningRateSchedule:
 
 
 def loss(recipe: Recipe) -> Callable[[Any, Any], Any]:
-    """The loss of (clean, denoised), a mean over all pixels and channels."""
+    """The loss of (clean, denoised), a mean over all pixels and channels, or over the patches' own.
+
+    `psnr` is that of Chen et al., "Simple Baselines for Image Restoration", 2022, without its factor and kept above 0.
+    """
     match recipe.loss:
         case "l1":
             return lambda clean, denoised: ops.mean(ops.abs(denoised - clean))
@@ -63,3 +67,7 @@ def loss(recipe: Recipe) -> Callable[[Any, Any], Any]:
             return lambda clean, denoised: ops.mean(ops.square(denoised - clean))
         case "charbonnier":
             return lambda clean, denoised: ops.mean(ops.sqrt(ops.square(denoised - clean) + CHARBONNIER**2))
+        case "psnr":
+            return lambda clean, denoised: ops.mean(
+                ops.log1p(ops.mean(ops.square(denoised - clean), axis=(1, 2, 3)) / PSNR_FLOOR)
+            )

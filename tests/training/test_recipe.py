@@ -16,7 +16,7 @@ from raydenoise.training.recipe import Recipe
         ({"sigma_power": 0.0}, "sigma_power is 0.0; allowed: above 0"),
         ({"sigma_range": (9.0, 3.0)}, r"sigma_range is \(9.0, 3.0\); allowed: 0 <= low <= high"),
         ({"peak_range": (0.5, 3.0)}, r"peak_range is \(0.5, 3.0\); allowed: 1 <= low <= high"),
-        ({"loss": "l2"}, "loss is 'l2'; allowed: l1, mse, charbonnier"),
+        ({"loss": "l2"}, "loss is 'l2'; allowed: l1, mse, charbonnier, psnr"),
         ({"optimizer": "sgd"}, "optimizer is 'sgd'; allowed: adam, adamw, muon"),
         ({"precision": "float16"}, "precision is 'float16'; allowed: float32, bfloat16"),
         ({"schedule": "linear"}, "schedule is 'linear'; allowed: cosine, constant"),
@@ -55,3 +55,16 @@ def test_losses_are_means(name: str, expected: float) -> None:
     clean = np.zeros((1, 2, 1, 1), np.float32)
     denoised = np.array([0.1, -0.2], np.float32).reshape(clean.shape)
     assert float(loss(Recipe(loss=name))(clean, denoised)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_psnr_loss_weighs_patches_as_a_mean_psnr_does() -> None:
+    import numpy as np
+
+    clean = np.zeros((2, 4, 3, 3), np.float32)
+    denoised = clean + np.array([0.1, 0.03], np.float32).reshape(2, 1, 1, 1)
+    measure = loss(Recipe(loss="psnr"))
+    before = float(measure(clean, denoised))
+    for better in ([0.5, 1], [1, 0.5]):  # 6 dB on either patch
+        gain = before - float(measure(clean, denoised * np.array(better, np.float32).reshape(2, 1, 1, 1)))
+        assert gain == pytest.approx(np.log(4) / 2, rel=0.1)  # the floor takes a little of the small error's
+    assert float(measure(clean, clean)) == 0
