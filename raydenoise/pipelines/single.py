@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name=arguments.name,
         architecture=recipe.architecture,
         arguments=recipe.arguments,
-        sigma_range=recipe.sigma_range,
+        sigma_range=_range(recipe, started),
         training={
             "command": command(given, folders=[*arguments.pictures, *arguments.shrunk]),
             "recipe": asdict(recipe),
@@ -168,6 +168,12 @@ def fit(
     )
     log.close()
     return replace(network, model=engine.averaged), state.load(folder, engine)
+
+
+def _range(recipe: Recipe, started: bundle.Bundle | None) -> tuple[float, float]:
+    """The levels that the network has learned: those of the recipe, and those that it knew before."""
+    known = [levels for levels in (recipe.sigma_range, started and started.card.sigma_range) if levels]
+    return min(low for low, _ in known), max(high for _, high in known)
 
 
 def _sample(pictures: Sequence[Picture], number: int, recipe: Recipe) -> Sample:

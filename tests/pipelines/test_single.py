@@ -55,12 +55,14 @@ def test_the_notebooks_autoencoder_trains_on_any_patch(tmp_path: Path, folder: s
 
 def test_it_begins_with_a_bundle(tmp_path: Path, folder: str, tiny_bundle: Path) -> None:
     still = ["--learning-rate", "1e-12", "--weight-decay", "0"]
-    arguments = ["--pictures", folder, "--output", str(tmp_path / "run"), "--init", str(tiny_bundle), *OPTIONS, *still]
+    init = ["--init", str(tiny_bundle), "--sigma-range", "5", "80"]
+    arguments = ["--pictures", folder, "--output", str(tmp_path / "run"), *init, *OPTIONS, *still]
     assert single.main(arguments) == 0
     before, after = bundle.load(tiny_bundle), bundle.load(tmp_path / "run" / "bundle")
     for one, other in zip(before.model.weights, after.model.weights, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
     assert after.card.arguments == before.card.arguments
+    assert (before.card.sigma_range, after.card.sigma_range) == ((0, 75), (0, 80))
     assert after.card.training["init"] == str(tiny_bundle)
 
 
