@@ -15,6 +15,7 @@ from raydenoise import __version__
 from raydenoise.data.schema import METRICS
 from raydenoise.data.storage import publish, publish_json
 
+KIND = "raydenoise denoising"  # of the manifest
 PART_ROWS = 10_000  # rows of a metrics file: about 1 MB
 PART_SECONDS = 30.0  # a killed driver loses at most this much of the metrics
 
