@@ -15,7 +15,7 @@ from raydenoise import cli
 from raydenoise.core.metrics import as_float
 from raydenoise.core.noise import add_awgn, quantize
 from raydenoise.data.manifest import Output
-from raydenoise.report import caption, contact_sheet, read_metrics
+from raydenoise.report.sheets import caption, contact_sheet, read_metrics
 
 # Photographs inside scikit-image's wheel, with the noise they get here (8-bit grey levels).
 PHOTOGRAPHS = {"astronaut": 25, "chelsea": 15, "coffee": 50, "rocket": 35, "camera": 25, "coins": 15}

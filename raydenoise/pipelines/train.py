@@ -27,7 +27,7 @@ from raydenoise.pipelines.runlog import METRICS
 from raydenoise.pipelines.samples import Source, held_out
 from raydenoise.pipelines.session import cluster_address, session
 from raydenoise.pipelines.stages import ModelFiles
-from raydenoise.report import learning_curve
+from raydenoise.report.curves import learning_curve
 from raydenoise.training.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from raydenoise.model.networks import Planes
 from raydenoise.pipelines import group, train
 from raydenoise.pipelines.runlog import EVENTS, METRICS, RunLog
 from raydenoise.pipelines.samples import SAMPLES, Source, held_out, read_chunk, to_samples
-from raydenoise.report import learning_curve
+from raydenoise.report.curves import learning_curve
 from raydenoise.training.batches import Sample
 from raydenoise.training.loop import Progress
 
