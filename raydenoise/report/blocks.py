@@ -1,8 +1,9 @@
 """What a page is made of: sections of tiles, tables, plots and pictures; nothing of HTML."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, ClassVar, Literal
 
 MISSING = "\N{EN DASH}"  # where there is no value
@@ -223,3 +224,13 @@ def readable(value: Any) -> str:
 def facts(values: Mapping[str, Any], *, caption: str = "") -> Facts:
     """Show a mapping of a manifest."""
     return Facts({name: readable(value) for name, value in values.items()}, caption)
+
+
+def when(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Say when a run started and how long it took, as far as its manifest tells."""
+    started, finished = (manifest.get(f"{name}_at") for name in ("started", "finished"))
+    if isinstance(started, str):
+        begun = datetime.fromisoformat(started)
+        yield f"started {begun:%Y-%m-%d %H:%M} UTC"
+        if isinstance(finished, str):
+            yield f"took {duration((datetime.fromisoformat(finished) - begun).total_seconds())}"

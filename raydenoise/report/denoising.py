@@ -1,6 +1,5 @@
 """The page of a denoise run."""
 
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from raydenoise.report.blocks import (
     facts,
     number,
     percent,
+    when,
 )
 from raydenoise.report.query import Rows
 from raydenoise.report.views import compare
@@ -62,18 +62,10 @@ def page(root: Path, manifest: dict[str, Any], *, pictures: int) -> Page:
         kind="denoising",
         title=root.name,
         status=str(manifest.get("status", MISSING)),
-        facts=[f"model {model}", f"sigma {sigma}", *_when(manifest)],
+        facts=[f"model {model}", f"sigma {sigma}", *when(manifest)],
         tiles=_tiles(totals, typical, manifest),
         sections=[section for section in sections if section is not None],
     )
-
-
-def _when(manifest: dict[str, Any]) -> Iterator[str]:
-    if isinstance(started := manifest.get("started_at"), str):
-        yield f"started {started[:16].replace('T', ' ')} UTC"
-    seconds = manifest.get("summary", {}).get("seconds")
-    if seconds is not None:
-        yield f"took {duration(seconds)}"
 
 
 def _tiles(totals: dict[str, Any], typical: dict[str, Any], manifest: dict[str, Any]) -> list[Tile]:

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH, HEIGHT, DPI = 6.0, 3.2, 180  # inches; twice as many pixels as half of a wide page
-NAMES = ("throughput", "noise", "psnr-gain", "stages", "loss", "psnr", "rate", "methods")  # of all that we draw
+GAINS = tuple(f"gain-{number}" for number in range(1, 9))  # of an evaluation's levels, the first eight
+NAMES = ("throughput", "noise", "psnr-gain", "stages", "loss", "psnr", "learning-rate", "rate", *GAINS)  # all of them
 LIGHT = {"ground": "#ffffff", "ink": "#1c2024", "soft": "#6b7280", "grid": "#e5e7eb"}
 DARK = {"ground": "#171a1e", "ink": "#e6e8eb", "soft": "#9aa3ad", "grid": "#2a2f36"}
 # Tell apart in both grounds and by the colour-blind: Okabe and Ito's, two of them a little lighter.
@@ -118,6 +119,25 @@ def bars(name: str, alt: str, values: Mapping[str, float], *, xlabel: str, digit
     return draw(name, alt, paint, height=max(HEIGHT, 0.9 + 0.4 * len(values)))
 
 
+def intervals(name: str, alt: str, values: Mapping[str, tuple[float, float, float]], *, xlabel: str) -> Plot:
+    """Points with the two ends of an interval each, the first on top."""
+
+    def paint(axes: "Axes") -> None:
+        means, lows, highs = zip(*values.values(), strict=True)
+        reach = [
+            [mean - low for mean, low in zip(means, lows, strict=True)],
+            [high - mean for mean, high in zip(means, highs, strict=True)],
+        ]
+        axes.errorbar(means, list(values), xerr=reach, fmt="o", color=AFTER, capsize=4, markersize=5)
+        axes.axvline(0, color=GREY, linewidth=1)
+        axes.set(xlabel=xlabel)
+        axes.margins(y=0.15)
+        axes.invert_yaxis()
+        axes.grid(axis="x")
+
+    return draw(name, alt, paint, height=max(HEIGHT, 0.9 + 0.4 * len(values)))
+
+
 def curves(
     name: str,
     alt: str,
@@ -125,12 +145,15 @@ def curves(
     *,
     ylabel: str,
     log: bool = False,
+    zero: bool = False,
     best: float | None = None,
 ) -> Plot:
     """Lines over the steps of a training.
 
     Args:
         lines: label -> points.
+        log: the axis is logarithmic.
+        zero: the axis begins at zero.
         best: step of the checkpoint that ships.
     """
 
@@ -140,6 +163,8 @@ def curves(
             axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.5, marker=marker, markersize=3, label=label)
         if log:
             axes.set_yscale("log")
+        if zero:
+            axes.set_ylim(bottom=0)
         if best is not None:
             axes.axvline(best, color=GREY, linewidth=1, linestyle="--", label=f"best, step {best:,.0f}")
         if len(axes.get_legend_handles_labels()[0]) > 1:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from raydenoise.data.schema import SPLITS
-from raydenoise.report.blocks import MISSING, Page, Section, Sheet, Table, Tile, facts, number
+from raydenoise.report.blocks import MISSING, Page, Section, Sheet, Table, Tile, facts, number, when
 
 SHEETS = {"train.png": "patches of the training split", "test.png": "patches of the test split"}
 
@@ -44,6 +44,7 @@ def page(root: Path, manifest: dict[str, Any]) -> Page:
             f"patches of {side}x{side}",
             "pairs" if manifest.get("paired") else "clean, noise is added in training",
             f"seed {manifest.get('seed', MISSING)}",
+            *when(manifest),
         ],
         tiles=[
             Tile("pictures", number(images.get("listed", 0)), f"{images.get('skipped', 0):,} without a patch"),

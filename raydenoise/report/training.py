@@ -21,6 +21,7 @@ from raydenoise.report.blocks import (
     facts,
     number,
     readable,
+    when,
 )
 from raydenoise.report.query import Rows
 
@@ -71,7 +72,7 @@ def page(root: Path, manifest: dict[str, Any]) -> Page:
         kind="training",
         title=root.name,
         status=str(manifest.get("status", MISSING)),
-        facts=[f"{recipe.get('architecture', MISSING)}", f"precision {recipe.get('precision', MISSING)}"],
+        facts=[*(f"{name} {readable(recipe.get(name))}" for name in ("architecture", "precision")), *when(manifest)],
         tiles=_tiles(rows, recipe, scores),
         sections=[section for section in sections if section is not None],
     )
@@ -93,7 +94,7 @@ def _tiles(rows: Rows, recipe: dict[str, Any], scores: dict[str, Any]) -> list[T
             arg_max(step, psnr) AS best FROM rows"""
     )
     tiles = [
-        Tile("steps", number(last["step"]), f"of {readable(recipe.get('steps'))}"),
+        Tile("steps", number(last["step"]), f"of {number(recipe.get('steps'))}"),
         Tile("time", duration(last["seconds"]), f"{number(last['rate'])} patches a second"),
         Tile("best validation", decibels(last["psnr"]), f"step {number(last['best'])}"),
     ]
@@ -124,8 +125,12 @@ def _curves(rows: Rows, *, best: float | None) -> list[Plot | Note]:
     if levels:
         alt = "Validation PSNR over the steps"
         drawn.append(plots.curves("psnr", alt, levels, ylabel="validation PSNR, dB", best=best))
-    rate = {"patches a second": line("patches_per_s")}
-    drawn.append(plots.curves("rate", "Patches a second over the steps", rate, ylabel="patches a second"))
+    for name, column, label in (
+        ("learning-rate", "learning_rate", "learning rate"),
+        ("rate", "patches_per_s", "patches/s"),
+    ):
+        alt = f"{label.capitalize()} over the steps"
+        drawn.append(plots.curves(name, alt, {label: line(column)}, ylabel=label, zero=True))
     return drawn
 
 

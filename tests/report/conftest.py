@@ -126,3 +126,54 @@ def training(tmp_path: Path, shards: Path) -> Path:
     }
     (root / "bundle" / "card.json").write_text(json.dumps(card))
     return root
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> Path:
+    """An evaluation of two methods on ten pictures at two levels, as `raydenoise evaluate` leaves it."""
+    root = tmp_path / "eval"
+    (root / "results").mkdir(parents=True)
+    rows, sets = [], []
+    for sigma in (15.0, 50.0):
+        methods = []
+        for method, gain, source in (("default", 9.0, "known"), ("median", 2.0, None), ("noisy", 0.0, None)):
+            for index in range(10):
+                lost = 5.0 if (method, index) == ("median", 7) else 0.0
+                rows.append(
+                    {
+                        "key": f"{index}.png",
+                        "status": "ok",
+                        "method": method,
+                        "sigma": sigma,
+                        "sigma_source": source,
+                        "psnr": 20 + gain - lost,
+                        "psnr_noisy": 20.0,
+                        "ssim": 0.8,
+                        "mse": 0.01,
+                    }
+                )
+            methods.append(
+                {
+                    "method": method,
+                    "sigma_source": source,
+                    "images": 10,
+                    "psnr": 20 + gain,
+                    "gain": {"mean": gain, "low": gain - 0.25, "high": gain + 0.25} if gain else None,
+                    "ssim": 0.8,
+                    "mse": 0.01,
+                    "megapixels_per_s": 1.5 if gain else None,
+                }
+            )
+        verdict = "default is better than median by 7.00 dB, 95% interval 6.80 to 7.20, on 10 images"
+        better = {"method": "default", "sigma_source": "known"}
+        sets.append({"sigma": sigma, "methods": methods, "comparisons": [{"verdict": verdict, "better": better}]})
+    rows.append({"key": "broken.png", "status": "error"})
+    pq.write_table(pa.Table.from_pylist(rows), root / "results" / "part-00000.parquet")
+    failures = [{"key": "broken.png", "error": "no byte"}]
+    summary = {"images": 11, "ok": 10, "failed": 1, "sets": sets, "first_failures": failures}
+    (root / "summary.json").write_text(json.dumps(summary))
+    models = {"default": {"kind": "network", "architecture": "resunet"}, "median": {"kind": "classical"}}
+    manifest = {"kind": "raydenoise evaluation", "status": "finished", "config": {"strength": 1.0}, "models": models}
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    PIL.Image.fromarray(np.full((60, 200, 3), 200, np.uint8)).save(root / "sheet.png")
+    return root

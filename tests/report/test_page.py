@@ -122,7 +122,12 @@ def test_a_training_shows_its_curves_scores_card_and_shards(training: Path) -> N
     for text in ("resunet", "raydenoise train $SHARDS --output $RUN", "20.50", "30.75", "+10.25", "x86_64, 1 nodes"):
         assert text in html, text
     assert "patches of the test split" in html
-    assert sorted(path.name for path in (training / "report").iterdir()) == ["loss.png", "psnr.png", "rate.png"]
+    assert sorted(path.name for path in (training / "report").iterdir()) == [
+        "learning-rate.png",
+        "loss.png",
+        "psnr.png",
+        "rate.png",
+    ]
 
 
 def test_a_training_that_has_just_begun(training: Path, shards: Path) -> None:
@@ -143,6 +148,41 @@ def test_shards_show_their_sheets_and_counts(shards: Path) -> None:
         assert cell in cells, cell
     assert html.count('class="sheet"') == 2
     assert not (shards / "report").exists()
+
+
+def test_an_evaluation_shows_verdicts_tables_and_where_it_hurt(evaluation: Path) -> None:
+    html = write(evaluation)
+    assert html.count('<p class="loud">') == 2
+    assert "Sigma 50: default is better than median by 7.00 dB, 95% interval 6.80 to 7.20, on 10 images." in html
+    rows = [re.findall(r"<td[^>]*>([^<]*)</td>", line) for line in html.splitlines() if line.startswith("<tr>")]
+    decibel = "\N{NO-BREAK SPACE}dB"
+    assert [
+        "median",
+        "",
+        "10",
+        f"22.00{decibel}",
+        f"+2.00{decibel}",
+        "1.75 to 2.25",
+        "0.8000",
+        "1.00e-02",
+        "1.5",
+    ] in rows
+    assert ["noisy", "", "10", f"20.00{decibel}", "", "", "0.8000", "1.00e-02", ""] in rows
+    assert ["sigma 15", "median", "1", "10.0 %", f"-3.00{decibel}", f"+2.00{decibel}", f"+2.00{decibel}"] in rows
+    assert ["sigma 15", "median", "7.png", f"17.00{decibel}", f"-3.00{decibel}"] in rows
+    assert ["broken.png", "no byte"] in rows
+    assert html.count('class="sheet"') == 1
+    assert sorted(path.name for path in (evaluation / "report").iterdir()) == ["gain-1.png", "gain-2.png"]
+
+
+def test_an_evaluation_that_was_stopped(evaluation: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (evaluation / "sheet.png").unlink()
+    (evaluation / "summary.json").write_text("{")
+    assert f"{evaluation}/summary.json cannot be read: " in refused(capsys, evaluation)
+    (evaluation / "summary.json").unlink()
+    html = write(evaluation)
+    assert "There is no summary yet." in html
+    assert "7.png" in html
 
 
 def test_every_plot_has_a_name_that_the_next_report_replaces() -> None:
