@@ -26,8 +26,7 @@ from raydenoise.report.blocks import (
 )
 from raydenoise.report.query import Rows
 
-KIND = "raydenoise evaluation"  # of the manifest
-EXTREMES = 5  # pictures that gained least, of each method and level
+EXTREMES = 3  # pictures that gained least, of each method and level
 RESULTS = pa.schema(  # the columns of EVAL/results that are read here
     [
         ("key", pa.string()),

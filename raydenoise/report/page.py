@@ -12,9 +12,8 @@ from markupsafe import Markup
 
 from raydenoise import __version__
 from raydenoise.config import ReportConfig
-from raydenoise.data import manifest as denoising_manifest
-from raydenoise.data import shards as shards_manifest
-from raydenoise.data.manifest import check_writable
+from raydenoise.data.manifest import DENOISING_KIND, EVALUATION_KIND, TRAINING_KIND, check_writable
+from raydenoise.data.shards import KIND as SHARDS_KIND
 from raydenoise.data.storage import publish
 from raydenoise.report import denoising, evaluation, plots, shards, training
 from raydenoise.report.blocks import Page, data_uri
@@ -23,10 +22,10 @@ PAGE, PLOTS, MANIFEST = "report.html", "report", "manifest.json"
 
 Describe = Callable[[Path, dict[str, Any], int], Page]
 KINDS: Mapping[str, Describe] = {
-    denoising_manifest.KIND: lambda root, manifest, pictures: denoising.page(root, manifest, pictures=pictures),
-    training.KIND: lambda root, manifest, _: training.page(root, manifest),
-    evaluation.KIND: lambda root, manifest, _: evaluation.page(root, manifest),
-    shards_manifest.KIND: lambda root, manifest, _: shards.page(root, manifest),
+    DENOISING_KIND: lambda root, manifest, pictures: denoising.page(root, manifest, pictures=pictures),
+    TRAINING_KIND: lambda root, manifest, _: training.page(root, manifest),
+    EVALUATION_KIND: lambda root, manifest, _: evaluation.page(root, manifest),
+    SHARDS_KIND: lambda root, manifest, _: shards.page(root, manifest),
 }
 ALLOWED = "the output folder of raydenoise denoise, train, evaluate or prepare"
 

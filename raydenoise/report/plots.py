@@ -135,7 +135,7 @@ def intervals(name: str, alt: str, values: Mapping[str, tuple[float, float, floa
         axes.invert_yaxis()
         axes.grid(axis="x")
 
-    return draw(name, alt, paint, height=max(HEIGHT, 0.9 + 0.4 * len(values)))
+    return draw(name, alt, paint, height=1.3 + 0.35 * len(values))
 
 
 def curves(

@@ -25,7 +25,6 @@ from raydenoise.report.blocks import (
 )
 from raydenoise.report.query import Rows
 
-KIND = "raydenoise training"  # of the manifest
 POINTS = 600  # of a curve, at most: more would be narrower than a pixel
 LEVELS = {"psnr": "mean", "psnr_15": "sigma 15", "psnr_25": "sigma 25", "psnr_50": "sigma 50"}
 SHOWN_OF_CARD = ("name", "architecture", "arguments", "channels", "noise_map", "sigma_range", "alignment", "radius")

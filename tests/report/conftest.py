@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydenoise.data.manifest import KIND
+from raydenoise.data.manifest import DENOISING_KIND, EVALUATION_KIND, TRAINING_KIND
 from raydenoise.data.schema import METRICS, TRAINING, metrics_table
 from raydenoise.data.shards import Patch, write_manifest, write_shard
 from raydenoise.report.sheets import patch_sheet
@@ -28,7 +28,7 @@ def make_out(tmp_path: Path) -> MakeOut:
             part = metrics_table(rows[first : first + 3]) if rows else METRICS.empty_table()
             pq.write_table(part, root / "metrics" / f"part-{first:05d}.parquet")
         content = {
-            "kind": KIND,
+            "kind": DENOISING_KIND,
             "status": "finished",
             "started_at": STARTED.isoformat(),
             "config": {"sigma": "auto", "strength": 1.0},
@@ -107,7 +107,7 @@ def training(tmp_path: Path, shards: Path) -> Path:
     pq.write_table(pa.Table.from_pylist(rows, schema=TRAINING), root / "metrics" / "step-000040000.parquet")
     scores = {"step": 40_000, "test": {"psnr_noisy_25": 20.5, "psnr_denoised_25": 30.75}}
     manifest = {
-        "kind": "raydenoise training",
+        "kind": TRAINING_KIND,
         "status": "finished",
         "recipe": {"architecture": "resunet", "steps": 40_000, "precision": "float32"},
         "shards": {"root": str(shards)},
@@ -173,7 +173,7 @@ def evaluation(tmp_path: Path) -> Path:
     summary = {"images": 11, "ok": 10, "failed": 1, "sets": sets, "first_failures": failures}
     (root / "summary.json").write_text(json.dumps(summary))
     models = {"default": {"kind": "network", "architecture": "resunet"}, "median": {"kind": "classical"}}
-    manifest = {"kind": "raydenoise evaluation", "status": "finished", "config": {"strength": 1.0}, "models": models}
+    manifest = {"kind": EVALUATION_KIND, "status": "finished", "config": {"strength": 1.0}, "models": models}
     (root / "manifest.json").write_text(json.dumps(manifest))
     PIL.Image.fromarray(np.full((60, 200, 3), 200, np.uint8)).save(root / "sheet.png")
     return root
