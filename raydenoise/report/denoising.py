@@ -44,7 +44,7 @@ def page(root: Path, manifest: dict[str, Any], *, pictures: int) -> Page:
         _quality(rows, totals),
         _failures(rows, totals),
         _time(rows, totals, manifest),
-        _inputs(rows),
+        _inputs(rows, totals),
         Section(
             "How it ran",
             [
@@ -97,7 +97,7 @@ def _looks(rows: Rows, totals: dict[str, Any], *, pictures: int) -> Section | No
     if not pictures or not totals["ok"]:
         return None
     measured = totals["gains"] > 0
-    value, shown = (metrics.GAIN, "PSNR {:+.2f} dB") if measured else (metrics.REMOVED, "{:.1f} grey levels removed")
+    value, shown = (metrics.GAIN, "{:+.2f} dB") if measured else (metrics.REMOVED, "{:.1f} grey levels removed")
     best = metrics.ranked(rows, value, count=pictures, best=True)
     taken = {row["key"] for row in best}
     worst = [row for row in metrics.ranked(rows, value, count=2 * pictures, best=False) if row["key"] not in taken]
@@ -116,11 +116,12 @@ def _looks(rows: Rows, totals: dict[str, Any], *, pictures: int) -> Section | No
 
 def line(row: dict[str, Any], first: str) -> str:
     """Describe a denoised picture in a line."""
-    parts = [first, f"{row['width']}x{row['height']}"]
+    parts = [first]
+    if row["psnr_denoised"] is not None and row["psnr_noisy"] is not None:
+        parts.append(f"PSNR {row['psnr_noisy']:.2f} → {row['psnr_denoised']:.2f}")
     if row["sigma_in_estimate"] is not None and row["sigma_out_estimate"] is not None:
         parts.append(f"noise {row['sigma_in_estimate']:.1f} → {row['sigma_out_estimate']:.1f}")
-    if row["psnr_denoised"] is not None and row["psnr_noisy"] is not None:
-        parts.append(f"{row['psnr_noisy']:.2f} → {row['psnr_denoised']:.2f} dB")
+    parts.append(f"{row['width']}x{row['height']}")
     return " · ".join(parts)
 
 
@@ -262,7 +263,7 @@ def _time(rows: Rows, totals: dict[str, Any], manifest: dict[str, Any]) -> Secti
     return Section("Time", blocks, text=text)
 
 
-def _inputs(rows: Rows) -> Section | None:
+def _inputs(rows: Rows, totals: dict[str, Any]) -> Section | None:
     found = [
         (
             row["format"],
@@ -275,4 +276,10 @@ def _inputs(rows: Rows) -> Section | None:
         for row in metrics.inputs(rows)
     ]
     head = ("format", "channels", "depth", "pictures", "megapixels", "median noise")
-    return Section("What came in", [Table(head, found, "tnnnnn")]) if found else None
+    blocks: list[Block] = [Table(head, found, "tnnnnn")]
+    if totals["notes"]:
+        noted = [(row["key"], row["note"]) for row in metrics.notes(rows)]
+        blocks.append(
+            Table(("picture", "note"), noted, "ct", f"Notes: {totals['notes']:,} pictures, the first by name")
+        )
+    return Section("What came in", blocks) if found or totals["notes"] else None

@@ -7,7 +7,7 @@ from raydenoise.report.query import Rows
 
 STAGES = {"decode_s": "read, decode, estimate", "infer_s": "the network", "encode_s": "encode, measure, write"}
 ERROR_TYPES = 20  # listed; there are a dozen, and the Python names of what nobody foresaw
-EXAMPLES = 3  # of each failure
+EXAMPLES = 3  # of each failure, and of notes
 WORKERS = 20  # listed
 
 SECONDS = "coalesce(decode_s, 0) + coalesce(infer_s, 0) + coalesce(encode_s, 0)"
@@ -136,6 +136,11 @@ def inputs(rows: Rows) -> list[dict[str, Any]]:
             median(sigma_in_estimate)::DOUBLE AS sigma_in
         FROM rows WHERE format IS NOT NULL GROUP BY ALL ORDER BY pictures DESC, format, channels, bit_depth LIMIT 20"""
     )
+
+
+def notes(rows: Rows) -> list[dict[str, Any]]:
+    """The first pictures by name that have a note."""
+    return rows.all(f"SELECT key, note FROM rows WHERE note IS NOT NULL ORDER BY key LIMIT {EXAMPLES}")
 
 
 def workers(rows: Rows) -> list[dict[str, Any]]:

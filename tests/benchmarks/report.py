@@ -25,7 +25,7 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydenoise.data.manifest import KIND, PART_ROWS
+from raydenoise.data.manifest import DENOISING_KIND, PART_ROWS
 from raydenoise.data.schema import METRICS
 
 RUNS = 3
@@ -78,7 +78,7 @@ def write(root: Path, *, count: int) -> None:
         table = rows(root, first, min(PART_ROWS, count - first), rng)
         pq.write_table(table, root / "metrics" / f"part-{part:05d}.parquet", compression="zstd")
     manifest = {
-        "kind": KIND,
+        "kind": DENOISING_KIND,
         "status": "finished",
         "started_at": STARTED.isoformat(),
         "config": {"sigma": "auto", "strength": 1.0},

@@ -121,6 +121,14 @@ def test_a_picture_that_is_gone_is_named(make_out: MakeOut, pictures: dict[str, 
     assert views[2].missing == "cannot be shown: 20000x20000 pixels; shown: up to 100 megapixels"
 
 
+def test_notes_are_counted_and_shown(make_out: MakeOut) -> None:
+    page = describe(make_out([row(index, note=f"said {index}") for index in range(5)] + [row(9)]))
+    _, table = section(page, "What came in")
+    assert isinstance(table, Table)
+    assert table.caption == "Notes: 5 pictures, the first by name"
+    assert [tuple(line) for line in table.rows] == [(f"{index}.png", f"said {index}") for index in range(3)]
+
+
 def test_a_folder_named_like_a_pattern_is_read_itself(make_out: MakeOut) -> None:
     make_out([row(0), row(1)], name="outs")
     assert tile(describe(make_out([row(0)], name="out[s]*")), "pictures") == "1"
