@@ -1,5 +1,6 @@
 """The page of a denoise run."""
 
+from collections.abc import Iterator, Sequence, Set
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from raydenoise.report import metrics, outliers, plots
 from raydenoise.report.blocks import (
     MISSING,
     Block,
+    Comparison,
     Comparisons,
     Note,
     Page,
@@ -24,6 +26,7 @@ from raydenoise.report.blocks import (
     percent,
     when,
 )
+from raydenoise.report.outliers import Finding
 from raydenoise.report.query import Rows
 from raydenoise.report.views import compare
 
@@ -38,9 +41,10 @@ def page(root: Path, manifest: dict[str, Any], *, pictures: int) -> Page:
     """
     rows = Rows(Output(root).metrics, METRICS)
     totals, typical = metrics.totals(rows), metrics.typical(rows)
+    looks = _looks(rows, totals, pictures=pictures)
     sections = [
-        _looks(rows, totals, pictures=pictures),
-        _outliers(rows, typical, manifest, shown=pictures > 0),
+        looks,
+        _outliers(rows, typical, manifest, shown=_keys(looks) if pictures else None),
         _quality(rows, totals),
         _failures(rows, totals),
         _time(rows, totals, manifest),
@@ -125,7 +129,13 @@ def line(row: dict[str, Any], first: str) -> str:
     return " · ".join(parts)
 
 
-def _outliers(rows: Rows, typical: dict[str, Any], manifest: dict[str, Any], *, shown: bool) -> Section:
+def _keys(section: Section | None) -> set[str]:
+    blocks = section.blocks if section is not None else ()
+    return {view.key for block in blocks if isinstance(block, Comparisons) for view in block.items}
+
+
+def _outliers(rows: Rows, typical: dict[str, Any], manifest: dict[str, Any], *, shown: Set[str] | None) -> Section:
+    """What the rules name; `shown` are pictures that are to be seen already, None shows none."""
     found = [outliers.find(rows, rule) for rule in outliers.rules(typical, manifest.get("config", {}))]
     found = [finding for finding in found if finding.count]
     if not found:
@@ -145,17 +155,18 @@ def _outliers(rows: Rows, typical: dict[str, Any], manifest: dict[str, Any], *, 
         "tnct",
     )
     why = Table(("rule", "what it says"), [(finding.rule.name, finding.rule.why) for finding in found], "tt")
-    first = {str(finding.rows[0]["key"]): finding for finding in reversed(found)} if shown else {}
-    looks = [
-        compare(
-            finding.rows[0],
-            label=finding.rule.name,
-            facts=line(finding.rows[0], outliers.told(finding.rule, finding.rows[0])),
-        )
-        for finding in found
-        if first.get(str(finding.rows[0]["key"])) is finding
-    ]
+    looks = list(_views(found, shown)) if shown is not None else []
     return Section("Worth a look", [table, why, *([Comparisons(looks)] if looks else [])])
+
+
+def _views(found: Sequence[Finding], shown: Set[str]) -> Iterator[Comparison]:
+    """A picture of each rule, the first that is not to be seen already."""
+    seen = set(shown)
+    for finding in found:
+        row = next((row for row in finding.rows if str(row["key"]) not in seen), None)
+        if row is not None:
+            seen.add(str(row["key"]))
+            yield compare(row, label=finding.rule.name, facts=line(row, outliers.told(finding.rule, row)))
 
 
 def _quality(rows: Rows, totals: dict[str, Any]) -> Section | None:

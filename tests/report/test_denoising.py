@@ -166,6 +166,12 @@ def test_a_rule_counts_all_and_shows_the_most_extreme_first(make_out: MakeOut) -
     assert [line[2] for line in worse] == ["8.png", "7.png", "6.png", "5.png", "4.png"]
 
 
+def test_a_picture_is_seen_once(make_out: MakeOut) -> None:
+    rows = [row(index, psnr_denoised=22.0 - index) for index in range(1, 9)]
+    page = describe(make_out(rows), pictures=1)
+    assert shown(page) == [("best", "1.png"), ("worst", "8.png"), ("Denoised is worse than noisy", "7.png")]
+
+
 def test_what_strength_leaves_is_not_called_noisy(make_out: MakeOut) -> None:
     rows = [row(index, sigma_out_estimate=8.0) for index in range(4)]  # of 20
     half = describe(make_out(rows, config={"sigma": 20.0, "strength": 0.6}))
