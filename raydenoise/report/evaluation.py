@@ -122,12 +122,16 @@ def _name(entry: dict[str, Any]) -> str:
     return f"{entry['method']} (sigma auto)" if entry["sigma_source"] == "auto" else str(entry["method"])
 
 
-def _verdicts(sets: list[dict[str, Any]]) -> Iterator[Note]:
+def _verdicts(sets: list[dict[str, Any]]) -> Iterator[Block]:
+    """The first verdict of each level aloud, which is about the best method; all of them in a table."""
     for part in sets:
-        for found in part["comparisons"]:
-            yield Note(f"{_level(part).capitalize()}: {found['verdict']}.", loud=found["better"] is not None)
-        if not part["comparisons"]:
-            yield Note(f"{_level(part).capitalize()}: there are no two methods to compare.")
+        best = part["methods"][0]["method"]
+        told = [found for found in part["comparisons"] if (found["better"] or {}).get("method") == best]
+        said = f"{told[0]['verdict']}." if told else f"no method is shown to be the best; {best} has the highest PSNR."
+        yield Note(f"{_level(part).capitalize()}: {said}", loud=True)
+    rows = [(_level(part), found["verdict"]) for part in sets for found in part["comparisons"]]
+    if len(rows) > len(sets):
+        yield Table(("noise", "verdict"), rows, "tt", "Every pair that can be compared")
 
 
 def _gains(part: dict[str, Any], index: int) -> Iterator[Plot]:

@@ -175,6 +175,15 @@ def test_an_evaluation_shows_verdicts_tables_and_where_it_hurt(evaluation: Path)
     assert sorted(path.name for path in (evaluation / "report").iterdir()) == ["gain-1.png", "gain-2.png"]
 
 
+def test_an_evaluation_without_a_winner_says_so(evaluation: Path) -> None:
+    summary = json.loads((evaluation / "summary.json").read_text())
+    summary["sets"][0]["comparisons"] = [{"verdict": "no difference is shown", "better": None}]
+    (evaluation / "summary.json").write_text(json.dumps(summary))
+    said = re.findall(r'<p class="loud">([^<]*)</p>', write(evaluation))
+    assert said[0] == "Sigma 15: no method is shown to be the best; default has the highest PSNR."
+    assert said[1].startswith("Sigma 50: default is better than median by 7.00 dB")
+
+
 def test_an_evaluation_that_was_stopped(evaluation: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (evaluation / "sheet.png").unlink()
     (evaluation / "summary.json").write_text("{")
