@@ -113,6 +113,26 @@ def train(argv: Sequence[str] | None = None) -> int:
     return _run("train", settings, pipeline=pipeline, show=show)
 
 
+def report(argv: Sequence[str] | None = None) -> int:
+    """`raydenoise report`: see docs/report.md."""
+    settings = config.parse(
+        config.ReportConfig,
+        sys.argv[1:] if argv is None else argv,
+        prog="raydenoise report",
+        description="Write a page about a run, without Ray and without a network.",
+    )
+
+    def pipeline() -> Summary:
+        from raydenoise.report import page
+
+        return page.run(settings)
+
+    def show(summary: Summary) -> None:
+        print(f"report  {summary['report']}")
+
+    return _run("report", settings, pipeline=pipeline, show=show)
+
+
 def _run(verb: str, settings: Settings, *, pipeline: Callable[[], Summary], show: Callable[[Summary], None]) -> int:
     """Run the pipeline of a verb and say how it went; returns the exit status."""
     with contextlib.nullcontext() if settings.verbose else native_output_aside() as aside:
@@ -133,7 +153,12 @@ def _run(verb: str, settings: Settings, *, pipeline: Callable[[], Summary], show
     return SOME_FAILED if summary.get("failed") else DONE
 
 
-VERBS: dict[str, Callable[[Sequence[str]], int]] = {"prepare": prepare, "train": train, "denoise": denoise}
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "prepare": prepare,
+    "train": train,
+    "denoise": denoise,
+    "report": report,
+}
 
 
 def _usage(arguments: list[str]) -> int:

@@ -15,7 +15,8 @@ from raydenoise import cli
 from raydenoise.core.metrics import as_float
 from raydenoise.core.noise import add_awgn, quantize
 from raydenoise.data.manifest import Output
-from raydenoise.report import caption, contact_sheet, read_metrics
+from raydenoise.report.page import PAGE
+from raydenoise.report.sheets import caption, contact_sheet, read_metrics
 
 # Photographs inside scikit-image's wheel, with the noise they get here (8-bit grey levels).
 PHOTOGRAPHS = {"astronaut": 25, "chelsea": 15, "coffee": 50, "rocket": 35, "camera": 25, "coins": 15}
@@ -23,7 +24,7 @@ SHEET = "contact-sheet.png"
 
 
 def main(folder: Path) -> int:
-    """Write noisy and clean pictures, denoise them, draw the sheet, say where everything is."""
+    """Write noisy and clean pictures, denoise them, draw the sheet, write the report, say where everything is."""
     for part in ("clean", "noisy", "out"):
         shutil.rmtree(folder / part, ignore_errors=True)
     for index, (name, sigma) in enumerate(PHOTOGRAPHS.items()):
@@ -39,12 +40,16 @@ def main(folder: Path) -> int:
     if status != cli.DONE:
         return status
     contact_sheet(output, path=output.root / SHEET)
+    status = cli.main(["report", str(output.root), "--quiet"])
+    if status != cli.DONE:
+        return status
     print()
     for row in read_metrics(output):
         print("  " + caption(row))
     print(f"\ndenoised pictures  {output.images}")
     print(f"metrics table      {output.metrics}")
     print(f"before and after   {output.root / SHEET}")
+    print(f"report             {output.root / PAGE}")
     return cli.DONE
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raydenoise.config import FORMATS, PRECISIONS, DenoiseConfig, PrepareConfig, TrainConfig, parse
+from raydenoise.config import FORMATS, PRECISIONS, DenoiseConfig, PrepareConfig, ReportConfig, TrainConfig, parse
 
 
 def parsed(*argv: str) -> DenoiseConfig:
@@ -530,3 +530,34 @@ def test_the_help_of_train_names_every_option_and_its_default(capsys: pytest.Cap
     for default in ("resunet", "1", "32", "64", "0.004", "muon", "flip,turn", "0.999", "0.0:75.0"):
         assert f"(default: {default})" in said
     assert "(default: ())" not in said
+
+
+def test_values_of_report(tmp_path: Path) -> None:
+    file = tmp_path / "report.yaml"
+    file.write_text("folder: out\npictures: 5\n")
+    config = parse(ReportConfig, ["--config", str(file), "--output", "there"], prog="raydenoise report", description="")
+    assert config == ReportConfig(folder="out", output="there", pictures=5)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "folder missing: give them as arguments or in --config"),
+        (["out", "--pictures", "-1"], "pictures is -1; allowed: 0 or more"),
+        (["out", "--pictures", "few"], "argument --pictures: invalid int value: 'few'"),
+    ],
+)
+def test_bad_command_lines_of_report_exit_with_2(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        parse(ReportConfig, argv, prog="raydenoise report", description="")
+    assert capsys.readouterr().err.strip().endswith(f"raydenoise report: error: {message}")
+
+
+def test_the_help_of_report_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        parse(ReportConfig, ["--help"], prog="raydenoise report", description="")
+    shown = capsys.readouterr().out
+    for word in ("OUT|RUN|EVAL|SHARDS", "--output DIR", "--pictures N", "--quiet", "--json", "--verbose"):
+        assert word in shown

@@ -3,13 +3,19 @@ import shlex
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from raydenoise.config import DenoiseConfig, PrepareConfig, TrainConfig, parse
+from raydenoise import config
+from raydenoise.cli import VERBS
+from raydenoise.config import DenoiseConfig, PrepareConfig, ReportConfig, TrainConfig, parse
 from raydenoise.data.schema import METRICS, PATCHES, TRAINING
 from raydenoise.model import networks
+from raydenoise.report.outliers import rules
 
 ROOT = Path(__file__).resolve().parents[1]
+AUTO = {"sigma": "auto"}  # with which every rule applies
+SPREADS = {"gain_mad": 1.0, "sigma_in_mad": 1.0, "seconds_per_megapixel": 1.0}
 
 
 def test_the_metrics_page_names_every_column_and_no_other() -> None:
@@ -55,19 +61,78 @@ def test_the_models_page_names_every_network() -> None:
     assert set(re.findall(r"^\| `([a-z-]+)`", page, re.MULTILINE)) == set(networks.BUILDERS)
 
 
+def test_the_report_page_names_every_option_and_rule() -> None:
+    page = (ROOT / "docs" / "report.md").read_text()
+    for entry in fields(ReportConfig):
+        word = "OUT|RUN|EVAL|SHARDS" if entry.name == "folder" else "--" + entry.name.replace("_", "-")
+        assert word in page.split("```")[1], word
+    found = {rule.name for rule in rules(dict.fromkeys(("gain", "sigma_in", "seconds"), 1.0) | SPREADS, AUTO)}
+    assert set(re.findall(r"^\| ([A-Z][^|]+?) \|", page, re.MULTILINE)) == found
+
+
 def commands() -> list[str]:
-    blocks = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    lines = [line.split("#")[0].strip() for block in blocks for line in block.replace("\\\n", "").splitlines()]
-    return [line for line in lines if re.match(r"(\.venv/bin/)?raydenoise denoise |ray job submit ", line)]
+    """What the README tells a reader to type: lines of its blocks without a language, and code in its sentences."""
+    page = (ROOT / "README.md").read_text()
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    blocks = [block for language, block in fenced if not language]
+    lines = [line.split(" #")[0].strip() for block in blocks for line in block.replace("\\\n", "").splitlines()]
+    prose = re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE)
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+    typed = [span for span in spans if span.split()[0].split("/")[-1] in ("make", "python", "ray", "raydenoise")]
+    return sorted({line for line in lines if line} | set(typed))
+
+
+def check(command: str) -> None:
+    """Check a command as far as that is possible without running it: `make test` and `make demo` run the rest."""
+    match shlex.split(command):
+        case [left] | [left, *_] if left.startswith("demo/out/"):  # what `make demo` leaves: tests/test_demo.py
+            return
+        case ["make", target]:
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        case ["raydenoise" | ".venv/bin/raydenoise", verb, *arguments]:
+            assert verb in VERBS
+            parse(getattr(config, f"{verb.capitalize()}Config"), arguments, prog="", description="")
+        case ["ray", "up", file]:
+            assert (ROOT / file).is_file()  # tests/test_cluster.py reads it as Ray does
+        case ["ray", "job", "submit", "--working-dir", ".", "--", "python", file, *arguments]:
+            assert (ROOT / file).is_file()
+            parse(getattr(config, f"{Path(file).stem.capitalize()}Config"), arguments, prog="", description="")
+        case ["python", file, *arguments]:
+            source = (ROOT / file).read_text()
+            assert all(f'"{word}"' in source for word in arguments if word.startswith("--"))
+        case _:
+            raise AssertionError(f"no test knows {command!r}; allowed: a command that one runs or parses")
 
 
 @pytest.mark.parametrize("command", commands())
 def test_the_commands_of_the_readme_are_understood(command: str) -> None:
-    words = shlex.split(command)
-    verb = next(index for index, word in enumerate(words) if Path(word).stem == "denoise")
-    config = parse(DenoiseConfig, words[verb + 1 :], prog="", description="")
-    assert config.input
-    assert config.output
+    check(command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["make cake", "raydenoise bake x", "raydenoise denoise x --output y --bake", "rm -rf /", "ray up gone.yaml"],
+)
+def test_other_commands_are_not(command: str) -> None:
+    with pytest.raises((AssertionError, SystemExit)):
+        check(command)
+
+
+def test_the_commands_of_the_readme_are_found() -> None:
+    found = commands()
+    assert {"make demo", ".venv/bin/raydenoise report clean", "ray up cluster.yaml", "make check"} <= set(found)
+    assert "raydenoise train shards --output run" in found
+
+
+def test_the_python_of_the_readme_runs() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names = {"image": np.full((24, 40, 3), 128, np.uint8)}
+    exec(block, names)
+    assert names["clean"].shape == (24, 40, 3)
+
+
+def test_the_screenshot_is_small() -> None:
+    assert (ROOT / "docs" / "report.png").stat().st_size < 300_000
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from raydenoise.config.denoise import FORMATS, PRECISIONS, DenoiseConfig
 from raydenoise.config.options import parse
 from raydenoise.config.prepare import PrepareConfig
+from raydenoise.config.report import ReportConfig
 from raydenoise.config.train import TrainConfig
 
-__all__ = ["FORMATS", "PRECISIONS", "DenoiseConfig", "PrepareConfig", "TrainConfig", "parse"]
+__all__ = ["FORMATS", "PRECISIONS", "DenoiseConfig", "PrepareConfig", "ReportConfig", "TrainConfig", "parse"]

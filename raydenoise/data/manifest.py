@@ -15,6 +15,9 @@ from raydenoise import __version__
 from raydenoise.data.schema import METRICS
 from raydenoise.data.storage import publish, publish_json
 
+# Of the manifests; shards have theirs beside what reads them.
+DENOISING_KIND, TRAINING_KIND = "raydenoise denoising", "raydenoise training"
+EVALUATION_KIND = "raydenoise evaluation"
 PART_ROWS = 10_000  # rows of a metrics file: about 1 MB
 PART_SECONDS = 30.0  # a killed driver loses at most this much of the metrics
 

@@ -14,7 +14,7 @@ import ray.data
 
 from raydenoise.config import DenoiseConfig
 from raydenoise.data import storage
-from raydenoise.data.manifest import MetricsWriter, Output, utc_now, versions
+from raydenoise.data.manifest import DENOISING_KIND, MetricsWriter, Output, utc_now, versions
 from raydenoise.data.schema import SOURCES
 from raydenoise.model.card import Card, check_sigma, locate, read_checked
 from raydenoise.pipelines.progress import Display, Totals
@@ -46,6 +46,7 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
     files, card = read_model(config)
     sources = list_sources(config)
     manifest: dict[str, Any] = {
+        "kind": DENOISING_KIND,
         "status": "running",
         "started_at": utc_now().isoformat(),
         "config": asdict(config),

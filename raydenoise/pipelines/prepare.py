@@ -31,7 +31,7 @@ from raydenoise.pipelines.session import (
     task_rows,
     waiting_for_nodes,
 )
-from raydenoise.report import patch_sheet
+from raydenoise.report.sheets import patch_sheet
 
 BLOCK_BYTES = 4096  # a few rows: they come as they are done
 LISTED = 100  # failures in the manifest; all are in failures.parquet

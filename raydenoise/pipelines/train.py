@@ -18,7 +18,7 @@ from ray.train.tensorflow import TensorflowTrainer
 
 from raydenoise.config import TrainConfig
 from raydenoise.config.options import assignments, shown
-from raydenoise.data.manifest import check_empty, utc_now, versions
+from raydenoise.data.manifest import TRAINING_KIND, check_empty, utc_now, versions
 from raydenoise.data.shards import ShardSet, read_manifest
 from raydenoise.data.storage import publish_json
 from raydenoise.pipelines.group import Resources, Task, local_cpus, plan
@@ -27,14 +27,13 @@ from raydenoise.pipelines.runlog import METRICS
 from raydenoise.pipelines.samples import Source, held_out
 from raydenoise.pipelines.session import cluster_address, session
 from raydenoise.pipelines.stages import ModelFiles
-from raydenoise.report import learning_curve
+from raydenoise.report.curves import learning_curve
 from raydenoise.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from raydenoise.model.bundle import Bundle
 
 CHECKPOINTS, BUNDLE, CURVE, MANIFEST = "checkpoints", "bundle", "learning-curve.png", "manifest.json"  # in RUN
-KIND = "raydenoise training"  # of the manifest
 PSNR = "psnr"  # the metric that chooses the best checkpoint
 ATTEMPTS = 2  # at the same checkpoint, of a worker that fails by itself
 FAILURES = 100  # worker groups that may be lost before the command gives up; --resume goes on from there
@@ -86,7 +85,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             read_cpus=resources.read_cpus,
         )
         manifest = {
-            "kind": KIND,
+            "kind": TRAINING_KIND,
             "status": "running",
             "started_at": utc_now().isoformat(),
             **facts,
@@ -310,8 +309,10 @@ def _open(config: TrainConfig, root: Path, facts: dict[str, Any]) -> None:
     except (OSError, ValueError) as error:
         raise ValueError(f"output {str(root)!r} holds no run to resume: {error}; leave out --resume") from error
     kind = before.get("kind") if isinstance(before, dict) else type(before).__name__
-    if kind != KIND:
-        raise ValueError(f"output {str(root)!r} holds no run to resume: its {MANIFEST} is of {kind!r}, not of {KIND!r}")
+    if kind != TRAINING_KIND:
+        raise ValueError(
+            f"output {str(root)!r} holds no run to resume: its {MANIFEST} is of {kind!r}, not of {TRAINING_KIND!r}"
+        )
     if before.get("status") == "finished":
         raise ValueError(f"output {str(root)!r} holds a finished run; allowed: one that was stopped")
     for name, now in facts.items():

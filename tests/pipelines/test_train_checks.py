@@ -27,7 +27,7 @@ from raydenoise.model.networks import Planes
 from raydenoise.pipelines import group, train
 from raydenoise.pipelines.runlog import EVENTS, METRICS, RunLog
 from raydenoise.pipelines.samples import SAMPLES, Source, held_out, read_chunk, to_samples
-from raydenoise.report import learning_curve
+from raydenoise.report.curves import learning_curve
 from raydenoise.training.batches import Sample
 from raydenoise.training.loop import Progress
 
@@ -222,7 +222,7 @@ def test_a_new_run_takes_an_empty_folder_alone(tmp_path: Path) -> None:
 )
 def test_only_the_same_stopped_run_is_resumed(tmp_path: Path, content: Any, message: str) -> None:
     if isinstance(content, dict):
-        content = json.dumps({"kind": train.KIND, "status": "broken", **FACTS, **content})
+        content = json.dumps({"kind": train.TRAINING_KIND, "status": "broken", **FACTS, **content})
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(ValueError, match=message):
@@ -231,7 +231,7 @@ def test_only_the_same_stopped_run_is_resumed(tmp_path: Path, content: Any, mess
 
 @pytest.mark.parametrize("status", ["running", "broken", "interrupted"])
 def test_a_stopped_run_is_resumed(tmp_path: Path, status: str) -> None:
-    train.write_manifest(tmp_path, {"kind": train.KIND, "status": status, **FACTS})
+    train.write_manifest(tmp_path, {"kind": train.TRAINING_KIND, "status": status, **FACTS})
     train._open(config(resume=True), tmp_path, FACTS)
 
 

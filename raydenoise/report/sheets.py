@@ -1,4 +1,4 @@
-"""Metrics and shards -> pictures and tables, without Ray."""
+"""Sheets: some pictures of a run, some patches of shards, in one PNG each."""
 
 import io
 from collections.abc import Sequence
@@ -59,40 +59,11 @@ def contact_sheet(output: Output, *, path: Path, limit: int = 12) -> None:
     for index, row in enumerate(rows):
         top = GAP + LABEL + index * (LABEL + CELL + GAP)
         draw.text((GAP, top), caption(row), INK, font)
-        pictures = [_rgb(decode(read(row[column])).pixels) for column in ("uri", "output_uri")]
+        pictures = [rgb(decode(read(row[column])).pixels) for column in ("uri", "output_uri")]
         for column, cell in enumerate([_whole(p) for p in pictures] + [_middle(p) for p in pictures]):
             sheet.paste(cell, (GAP + column * (CELL + GAP), top + LABEL))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
-
-
-def learning_curve(metrics: Path, *, path: Path) -> None:
-    """Draw the loss and the validation PSNR of a training run over its steps.
-
-    Args:
-        metrics: folder with the run's rows (`data.schema.TRAINING`).
-        path: of the PNG.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: it takes half a second to import
-    from matplotlib.figure import Figure
-
-    rows = pq.read_table(metrics).sort_by("step").to_pydict()
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    FigureCanvasAgg(figure)
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    upper.plot(rows["step"], rows["loss"], linewidth=1)
-    upper.set(ylabel="loss", yscale="log")
-    for name, label in (("psnr_15", "sigma 15"), ("psnr_25", "sigma 25"), ("psnr_50", "sigma 50"), ("psnr", "mean")):
-        points = [(step, value) for step, value in zip(rows["step"], rows[name], strict=True) if value is not None]
-        if points:
-            lower.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
-    lower.set(xlabel="step", ylabel="validation PSNR in dB")
-    if lower.get_legend_handles_labels()[0]:
-        lower.legend()
-    for axes in (upper, lower):
-        axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
 
 
 def caption(row: dict[str, Any]) -> str:
@@ -126,7 +97,7 @@ def patch_sheet(files: Sequence[ShardFile], *, path: Path) -> None:
 
 
 def _patch_cell(patch: Patch) -> PIL.Image.Image:
-    pictures = [_rgb(array) for array in (patch.noisy, patch.clean) if array is not None]
+    pictures = [rgb(array) for array in (patch.noisy, patch.clean) if array is not None]
     for picture in pictures:
         picture.thumbnail((PATCH_CELL, PATCH_CELL))
     cell = PIL.Image.new("RGB", (sum(picture.width for picture in pictures), pictures[0].height), PAPER)
@@ -135,7 +106,8 @@ def _patch_cell(patch: Patch) -> PIL.Image.Image:
     return cell
 
 
-def _rgb(pixels: NDArray[Any]) -> PIL.Image.Image:
+def rgb(pixels: NDArray[Any]) -> PIL.Image.Image:
+    """Turn (H, W, 1 or 3) uint8 or uint16 into a picture of three 8-bit planes."""
     eight = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
     return PIL.Image.fromarray(np.repeat(eight, 3, axis=-1) if eight.shape[-1] == 1 else eight)
 

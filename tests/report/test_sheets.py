@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from raydenoise.data.shards import Patch, ShardFile, write_shard
-from raydenoise.report import PATCH_CELL, PATCH_GAP, PATCHES_SHOWN, patch_sheet
+from raydenoise.report.sheets import PATCH_CELL, PATCH_GAP, PATCHES_SHOWN, patch_sheet
 
 
 def patch(level: int, *, side: int = 20, channels: int = 3, dtype: str = "uint8", paired: bool = False) -> Patch:

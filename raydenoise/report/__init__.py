@@ -1,0 +1,1 @@
+"""Metrics, trainings and shards -> pictures, tables and a page, without Ray."""

@@ -1,0 +1,216 @@
+"""The page of an evaluation."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from raydenoise.report import plots
+from raydenoise.report.blocks import (
+    MISSING,
+    Block,
+    Note,
+    Page,
+    Plot,
+    Section,
+    Sheet,
+    Table,
+    Tile,
+    decibels,
+    facts,
+    number,
+    percent,
+    when,
+)
+from raydenoise.report.query import Rows
+
+EXTREMES = 3  # pictures that gained least, of each method and level
+RESULTS = pa.schema(  # the columns of EVAL/results that are read here
+    [
+        ("key", pa.string()),
+        ("status", pa.string()),
+        ("method", pa.string()),
+        ("sigma", pa.float64()),
+        ("sigma_source", pa.string()),
+        ("psnr", pa.float64()),
+        ("psnr_noisy", pa.float64()),
+    ]
+)
+GAIN = "psnr - psnr_noisy"
+
+
+def page(root: Path, manifest: dict[str, Any]) -> Page:
+    """Describe an evaluation.
+
+    Args:
+        root: EVAL.
+        manifest: its content.
+
+    Raises:
+        ValueError: summary.json or the results cannot be read.
+    """
+    rows = Rows(root / "results", RESULTS)
+    summary = _summary(root)
+    sets = summary.get("sets", [])
+    failed = summary.get("failed", 0)
+    best = {_level(part): next(iter(part["methods"]), None) for part in sets}
+    tiles = [
+        Tile("pictures", number(summary.get("images")), f"{summary.get('ok', 0):,} with all results"),
+        Tile("failed", number(failed), tone="bad" if failed else "plain"),
+        *(
+            Tile(f"best, {level}", entry["method"], f"PSNR {decibels(entry['psnr'])}")
+            for level, entry in best.items()
+            if entry is not None
+        ),
+    ]
+    sections = [
+        Section("Verdicts", list(_verdicts(sets))) if sets else Section("Verdicts", [Note("There is no summary yet.")]),
+        *(
+            Section(_level(part).capitalize(), [_methods(part), *_gains(part, index)])
+            for index, part in enumerate(sets)
+        ),
+        _hurt(rows),
+        Section("Pictures", [Sheet("the same part of a few pictures by each method", sheet)])
+        if (sheet := _bytes(root / "sheet.png"))
+        else None,
+        _failures(summary),
+        Section(
+            "How it ran",
+            [
+                facts(manifest.get("config", {}), caption="Options"),
+                facts(manifest.get("models", {}), caption="Methods"),
+                facts(manifest.get("versions", {}), caption="Versions"),
+            ],
+            folded=True,
+        ),
+    ]
+    return Page(
+        kind="evaluation",
+        title=root.name,
+        status=str(manifest.get("status", MISSING)),
+        facts=[f"{len(manifest.get('models', {}))} methods", *when(manifest)],
+        tiles=tiles,
+        sections=[section for section in sections if section is not None],
+    )
+
+
+def _summary(root: Path) -> dict[str, Any]:
+    path = root / "summary.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        return content
+    except FileNotFoundError:
+        return {}  # the evaluation did not come to its end
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}; allowed: as raydenoise evaluate wrote it") from error
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""  # there was nothing to show
+
+
+def _level(part: dict[str, Any]) -> str:
+    return "pairs" if part["sigma"] is None else f"sigma {part['sigma']:g}"
+
+
+def _name(entry: dict[str, Any]) -> str:
+    return f"{entry['method']} (sigma auto)" if entry["sigma_source"] == "auto" else str(entry["method"])
+
+
+def _verdicts(sets: list[dict[str, Any]]) -> Iterator[Block]:
+    """The first verdict of each level aloud, which is about the best method; all of them in a table."""
+    for part in sets:
+        best = part["methods"][0]["method"]
+        told = [found for found in part["comparisons"] if (found["better"] or {}).get("method") == best]
+        said = f"{told[0]['verdict']}." if told else f"no method is shown to be the best; {best} has the highest PSNR."
+        yield Note(f"{_level(part).capitalize()}: {said}", loud=True)
+    rows = [(_level(part), found["verdict"]) for part in sets for found in part["comparisons"]]
+    if len(rows) > len(sets):
+        yield Table(("noise", "verdict"), rows, "tt", "Every pair that can be compared")
+
+
+def _gains(part: dict[str, Any], index: int) -> Iterator[Plot]:
+    """The gain of each method over the noisy pictures, with its interval."""
+    gains = {
+        _name(entry): (entry["gain"]["mean"], entry["gain"]["low"], entry["gain"]["high"])
+        for entry in part["methods"]
+        if entry["gain"] is not None and entry["megapixels_per_s"] is not None
+    }
+    if gains and index < len(plots.GAINS):
+        alt = f"Gain of each method over the noisy pictures, {_level(part)}"
+        yield plots.intervals(plots.GAINS[index], alt, gains, xlabel="gain over the noisy picture, dB, 95% interval")
+
+
+def _methods(part: dict[str, Any]) -> Block:
+    head = ("method", "told", "images", "PSNR", "gain", "95% interval", "SSIM", "MSE", "megapixels/s")
+    rows = []
+    for entry in part["methods"]:
+        gain = entry["gain"] if entry["megapixels_per_s"] is not None else None
+        rows.append(
+            (
+                entry["method"],
+                entry["sigma_source"] or "",
+                number(entry["images"]),
+                decibels(entry["psnr"]),
+                "" if gain is None else decibels(gain["mean"], sign=True),
+                "" if gain is None else f"{gain['low']:.2f} to {gain['high']:.2f}",
+                number(entry["ssim"], 4),
+                MISSING if entry["mse"] is None else f"{entry['mse']:.2e}",
+                "" if entry["megapixels_per_s"] is None else f"{entry['megapixels_per_s']:.3g}",
+            )
+        )
+    return Table(head, rows, "ttnnnnnnn")
+
+
+def _hurt(rows: Rows) -> Section | None:
+    """How the gains scatter, and the pictures that gained least."""
+    where = f"status = 'ok' AND isfinite({GAIN}) AND sigma_source IS NOT DISTINCT FROM ? AND method = ?"
+    where += " AND sigma IS NOT DISTINCT FROM ?"
+    groups = rows.all(
+        f"""SELECT sigma, method, sigma_source, count(*) AS pictures, count(*) FILTER ({GAIN} < 0) AS worse,
+            min({GAIN}) AS least, median({GAIN}) AS median, max({GAIN}) AS most
+        FROM rows WHERE status = 'ok' AND isfinite({GAIN}) AND method IS NOT NULL
+        GROUP BY ALL HAVING max(abs({GAIN})) > 0 ORDER BY sigma, method, sigma_source LIMIT 100"""
+    )
+    if not groups:
+        return None
+    spread = Table(
+        ("noise", "method", "worse than noisy", "", "least gain", "median", "most"),
+        [
+            (
+                _level(group),
+                _name(group),
+                number(group["worse"]),
+                percent(group["worse"], group["pictures"]),
+                *(decibels(group[name], sign=True) for name in ("least", "median", "most")),
+            )
+            for group in groups
+        ],
+        "ttnnnnn",
+        "Gain over the noisy picture, picture by picture",
+    )
+    least = [
+        (_level(group), _name(group), entry["key"], decibels(entry["psnr"]), decibels(entry["gain"], sign=True))
+        for group in groups
+        for entry in rows.all(
+            f"SELECT key, psnr, {GAIN} AS gain FROM rows WHERE {where} ORDER BY gain, key LIMIT {EXTREMES}",
+            group["sigma_source"],
+            group["method"],
+            group["sigma"],
+        )
+    ]
+    table = Table(("noise", "method", "picture", "PSNR", "gain"), least, "ttcnn", "Gained least")
+    return Section("Where it helped, where it hurt", [spread, table])
+
+
+def _failures(summary: dict[str, Any]) -> Section | None:
+    if not summary.get("failed"):
+        return None
+    rows = [(failure["key"], failure["error"]) for failure in summary["first_failures"]]
+    text = f"{summary['failed']:,} pictures, the first {len(rows)} of them here; all are in results/."
+    return Section("Failures", [Table(("picture", "what was wrong"), rows, "ct")], text=text)

@@ -1,0 +1,58 @@
+"""SQL over parquet files: they are scanned in a stream, and only what a query groups or picks is held."""
+
+import glob
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+
+class Rows:
+    """Parquet files of one schema, as the table `rows`.
+
+    One thread: sums of floats then come out the same on every machine and every time.
+    """
+
+    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+        """Look at the files; a folder without any, or no folder, is a table without rows. Nothing is fetched.
+
+        Raises:
+            ValueError: a file cannot be read, or lacks a column.
+        """
+        self._folder = folder
+        self._connection = duckdb.connect(":memory:", config={"threads": 1, "autoinstall_known_extensions": False})
+        files = [glob.escape(str(path)) for path in sorted(folder.glob("*.parquet"))]
+        try:
+            if files:
+                self._connection.read_parquet(files).create_view("rows")
+            else:
+                self._connection.register("rows", schema.empty_table())
+            held = {str(entry[0]) for entry in self._connection.execute("DESCRIBE rows").fetchall()}
+        except duckdb.Error as error:
+            raise self._unreadable(error) from error
+        lacking = [name for name in schema.names if name not in held]
+        if lacking:
+            raise ValueError(f"{folder} lacks the columns {', '.join(lacking)}; allowed: files that raydenoise wrote")
+
+    def all(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        """Run a query; a dict per row.
+
+        Raises:
+            ValueError: a file cannot be read.
+        """
+        try:
+            cursor = self._connection.execute(query, values)
+            names = [column[0] for column in cursor.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        except (duckdb.IOException, duckdb.InvalidInputException) as error:
+            raise self._unreadable(error) from error
+
+    def one(self, query: str, *values: Any) -> dict[str, Any]:
+        """Run a query of one row."""
+        (row,) = self.all(query, *values)
+        return row
+
+    def _unreadable(self, error: duckdb.Error) -> ValueError:
+        first = str(error).strip().split("\n")[0]
+        return ValueError(f"{self._folder} cannot be read: {first}; allowed: whole files, as raydenoise wrote them")

@@ -1,0 +1,91 @@
+"""`make demo` on parts of its photographs: it leaves what the README lists, and docs/analysis.md runs on that."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```\n", re.DOTALL)
+# Runs the demo on 96x128 pixels of each photograph, then the blocks of the page, which go on from one another.
+DRIVER = """
+import contextlib, io, json, sys
+from pathlib import Path
+import skimage.data
+from raydenoise import demo
+
+for name in demo.PHOTOGRAPHS:
+    picture = getattr(skimage.data, name)()
+    setattr(skimage.data, name, lambda part=picture[100:196, 150:278]: part)
+with contextlib.redirect_stdout(io.StringIO()) as said:
+    status = demo.main(Path("demo"))
+names, outputs = {}, []
+for block in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(block, names)
+    outputs.append(printed.getvalue())
+print(json.dumps({"status": status, "said": said.getvalue(), "outputs": outputs}))
+"""
+
+
+@dataclass(frozen=True)
+class Demo:
+    folder: Path
+    status: int
+    said: str
+    outputs: list[str]
+
+
+def blocks() -> list[tuple[str, str]]:
+    """Code and output of the page."""
+    return BLOCK.findall((ROOT / "docs" / "analysis.md").read_text())
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    folder = tmp_path_factory.mktemp("made")
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, json.dumps([code for code, _ in blocks()])],
+        cwd=folder,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return Demo(folder, **json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_the_demo_leaves_what_the_readme_lists(demo: Demo) -> None:
+    assert demo.status == 0
+    listed = re.findall(r"^(demo/out/\S+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(listed) == 5
+    for pattern in listed:
+        assert list(demo.folder.glob(pattern)), pattern
+    assert demo.said.endswith("report             demo/out/report.html\n")
+
+
+def words(output: str) -> Counter[str]:
+    """What an output says, whatever the numbers and the names of pictures in it, and however wide it is drawn."""
+    masked = re.sub(r"[a-z]+\.png", "KEY", output)
+    masked = re.sub(r"(?<![A-Za-z_])[-+]?\d[\d,.]*", "#", masked)
+    return Counter(re.findall(r"[^\s\u2500-\u259f]+", masked))
+
+
+@pytest.mark.parametrize("index", range(len(blocks())))
+def test_the_analysis_page_says_what_its_code_prints(demo: Demo, index: int) -> None:
+    code, documented = blocks()[index]
+    assert words(demo.outputs[index]) == words(documented), code
+
+
+def test_every_block_of_the_analysis_page_has_an_output() -> None:
+    page = (ROOT / "docs" / "analysis.md").read_text()
+    assert len(blocks()) == page.count("```python\n") >= 8
