@@ -1,5 +1,6 @@
 """What a training is checked for before anything runs: its network, its recipe, its folders."""
 
+import inspect
 import json
 import os
 import tempfile
@@ -7,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raydenoise.config import TrainConfig
+from raydenoise.config import TrainConfig, TuneConfig
+from raydenoise.config.options import nearest
 from raydenoise.data.manifest import check_empty
 from raydenoise.data.shards import ShardSet
 from raydenoise.data.storage import publish_json
@@ -57,7 +59,7 @@ def begin(config: TrainConfig, shards: ShardSet) -> "Bundle":
                 scores={},
             )
             started = bundle.load(folder)
-    _check_sides(config.patch, shards, started)
+    check_sides(config.patch, shards, started)
     if config.freeze_encoder:
         from raydenoise.training.step import freeze_encoder
 
@@ -65,7 +67,20 @@ def begin(config: TrainConfig, shards: ShardSet) -> "Bundle":
     return started
 
 
-def _check_sides(patch: int, shards: ShardSet, started: "Bundle") -> None:
+def check_arguments(config: TrainConfig) -> None:
+    """Check that the network's builder has the arguments of `model_args`.
+
+    Raises:
+        ValueError: it lacks one; the message offers the nearest.
+    """
+    from raydenoise.model import networks
+
+    known = list(inspect.signature(networks.BUILDERS[config.model]).parameters)
+    for name in config.model_args:
+        nearest(name, known, where=f"model_args of {config.model}")
+
+
+def check_sides(patch: int, shards: ShardSet, started: "Bundle") -> None:
     """Check that the network takes the crops, and the whole stored patches, which it is measured on."""
     alignment, fixed, stored = started.card.alignment, started.card.fixed_size, shards.patch
     if patch > stored:
@@ -111,8 +126,17 @@ def fingerprint(shards: ShardSet) -> dict[str, Any]:
     return {"root": str(shards.root), "patch": shards.patch, "paired": shards.paired, "files": files}
 
 
-def open_run(config: TrainConfig, root: Path, facts: dict[str, Any]) -> None:
-    """Check that RUN is new, or with `--resume` that it is the same run.
+def open_run(
+    config: TrainConfig | TuneConfig, root: Path, facts: dict[str, Any], *, kind: str = KIND, noun: str = "run"
+) -> None:
+    """Check that the output folder is new, or with `--resume` that it holds the same run.
+
+    Args:
+        config: tells whether to resume.
+        root: the folder.
+        facts: what must be the same, as the manifest holds it.
+        kind: of the manifest.
+        noun: for people.
 
     Raises:
         ValueError: it is not.
@@ -121,25 +145,25 @@ def open_run(config: TrainConfig, root: Path, facts: dict[str, Any]) -> None:
         try:
             check_empty(root)
         except ValueError as error:
-            raise ValueError(f"{error}; or --resume to go on with a run") from error
+            raise ValueError(f"{error}; or --resume to go on with a {noun}") from error
         return
+    holds = f"output {str(root)!r} holds"
     try:
         before = json.loads((root / MANIFEST).read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"output {str(root)!r} holds no run to resume: {error}; leave out --resume") from error
-    kind = before.get("kind") if isinstance(before, dict) else type(before).__name__
-    if kind != KIND:
-        raise ValueError(f"output {str(root)!r} holds no run to resume: its {MANIFEST} is of {kind!r}, not of {KIND!r}")
+        raise ValueError(f"{holds} no {noun} to resume: {error}; leave out --resume") from error
+    found = before.get("kind") if isinstance(before, dict) else type(before).__name__
+    if found != kind:
+        raise ValueError(f"{holds} no {noun} to resume: its {MANIFEST} is of {found!r}, not of {kind!r}")
     if before.get("status") == "finished":
-        raise ValueError(f"output {str(root)!r} holds a finished run; allowed: one that was stopped")
+        raise ValueError(f"{holds} a finished {noun}; allowed: one that was stopped")
     for name, now in facts.items():
-        if before.get(name) != now:
-            then = before.get(name)
+        then = before.get(name)
+        if then != now:
             both = isinstance(now, dict) and isinstance(then, dict)
             changed = ", ".join(key for key in now if then.get(key) != now[key]) if both else then
-            raise ValueError(
-                f"output {str(root)!r} holds a run with another {name} ({changed}); allowed: the same as before"
-            )
+            told = "" if isinstance(then, list) else f" ({changed})"
+            raise ValueError(f"{holds} a {noun} with another {name}{told}; allowed: the same as before")
 
 
 def write_manifest(root: Path, content: dict[str, Any]) -> None:

@@ -18,9 +18,9 @@ from raydenoise.config import TrainConfig
 from raydenoise.data.manifest import utc_now, versions
 from raydenoise.data.shards import ShardSet, read_manifest
 from raydenoise.pipelines.checks import KIND, begin, fingerprint, make_recipe, open_run, write_manifest
+from raydenoise.pipelines.displays import TrainDisplay
 from raydenoise.pipelines.finish import finish
 from raydenoise.pipelines.group import Resources, Task, local_cpus, plan
-from raydenoise.pipelines.progress import TrainDisplay
 from raydenoise.pipelines.samples import Source
 from raydenoise.pipelines.session import cluster_address, session
 from raydenoise.pipelines.stages import ModelFiles
