@@ -2,11 +2,13 @@ import re
 import shlex
 from dataclasses import fields
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
-from raydenoise.config import DenoiseConfig, PrepareConfig, TrainConfig, parse
-from raydenoise.data.schema import METRICS, PATCHES, TRAINING
+from raydenoise.config import DenoiseConfig, PrepareConfig, PreviewConfig, TrainConfig, TuneConfig, parse
+from raydenoise.config.space import DomainName
+from raydenoise.data.schema import METRICS, PATCHES, TRAINING, TRIALS
 from raydenoise.model import networks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +50,25 @@ def test_the_training_page_names_every_column_of_a_run_and_option_of_train() -> 
     for entry in fields(TrainConfig):
         word = "SHARDS" if entry.name == "shards" else "--" + entry.name.replace("_", "-")
         assert re.search(rf"{word}\b(?!-)", part.split("```")[1]), word
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "positional"), [("tuning", TuneConfig, "SHARDS"), ("preview", PreviewConfig, "INPUT")]
+)
+def test_the_pages_of_tune_and_preview_name_every_option(name: str, kind: Any, positional: str) -> None:
+    usage = (ROOT / "docs" / f"{name}.md").read_text().split("```")[1]
+    for entry in fields(kind):
+        word = positional if entry.name == positional.lower() else "--" + entry.name.replace("_", "-")
+        assert re.search(rf"{word}\b(?!-)", usage), word
+
+
+def test_the_tuning_page_names_every_column_and_domain() -> None:
+    page = (ROOT / "docs" / "tuning.md").read_text()
+    rows = re.findall(r"^\| ([a-z_, ]+) \| (string|int64|double) \|", page, re.MULTILINE)
+    assert {name: kind for names, kind in rows for name in names.split(", ")} == {
+        name: str(TRIALS.field(name).type) for name in TRIALS.names
+    }
+    assert set(re.findall(r"^\| `\{([a-z]+): ", page, re.MULTILINE)) == set(get_args(DomainName))
 
 
 def test_the_models_page_names_every_network() -> None:

@@ -34,7 +34,15 @@ DRIVER_CPUS = 0.1  # logical CPUs of the process that drives a trial: it waits f
 LOST = 3  # times that a trial whose process or machine was lost is tried again, from its last checkpoint
 VALIDATIONS = 10  # of a trial, unless told otherwise
 SAME = ("epochs", "steps", "workers", "cpus_per_worker", "gpus_per_worker")  # of the trainings, by the command's flags
-SETTINGS = ("epochs", "steps", "validate_every", "scheduler", "grace", "reduction")  # with --resume the same as before
+SETTINGS = (
+    "epochs",
+    "steps",
+    "validate_every",
+    "scheduler",
+    "grace",
+    "reduction",
+    "concurrent",
+)  # with --resume the same as before
 PERCENT = "percent"  # what asha goes by: trials of other batch sizes may have other numbers of steps
 
 
