@@ -19,6 +19,7 @@ from raydenoise.data.storage import publish, publish_json
 
 RUNS, OUTCOME, METRICS = "runs", "outcome.json", "metrics"  # TUNE/runs/007/outcome.json, .../metrics
 PARQUET, TABLE, CSV, PLOT, BEST = "trials.parquet", "trials.md", "trials.csv", "tune.png", "best.yaml"
+MANY = 6  # numbers: fewer stand side by side in the plot, each with its name
 SHOWN_ERROR = 120  # characters of an error in the tables for people
 
 
@@ -256,13 +257,14 @@ def _draw_curves(axes: Any, trials: Sequence[Trial]) -> None:
 def _draw_option(axes: Any, trials: Sequence[Trial], name: str, *, first: bool) -> None:
     values = [trial.drawn[name] for trial in trials]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    if numeric:
+    if numeric and len(set(values)) > MANY:
         places: dict[Any, float] = {value: value for value in values}
         low, high = min(values), max(values)
         if low > 0 and high / low > 10:
             axes.set_xscale("log")
     else:
-        kinds = sorted({shown_value(value) for value in values})
+        kinds = [shown_value(value) for value in (sorted(set(values)) if numeric else [])]
+        kinds = kinds or sorted({shown_value(value) for value in values})
         places = {value: float(kinds.index(shown_value(value))) for value in values}
         axes.set_xticks(range(len(kinds)), kinds)
         axes.set_xlim(-0.5, len(kinds) - 0.5)

@@ -75,6 +75,7 @@ def test_the_tables(root: Path) -> None:
     assert table["trial"].to_pylist() == [0, 1, 2, 3]
     assert table["best_psnr"].to_pylist() == [27.5, 21.0, None, 23.0]
     assert table["learning_rate"].to_pylist() == [1e-3, 3e-2, 9e-1, 2e-3]
+    assert table["sigma"].to_pylist() == ["0:55", "0:75", "0:75", "0:75"]
     assert table["model_args.filters"].to_pylist() == ["8,16", "8", "8,16", "8,16"]
     lines = (root / "trials.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| 0", "| 3", "| 1", "| 2"]

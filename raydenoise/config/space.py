@@ -141,9 +141,11 @@ def shown_value(value: object) -> str:
     """Write a drawn value as a table holds it."""
     if isinstance(value, float):
         return f"{value:g}"
-    if isinstance(value, tuple) and all(isinstance(item, tuple) for item in value):  # model_args as a whole
+    if isinstance(value, tuple) and value and all(isinstance(item, float) for item in value):  # a range
+        return ":".join(f"{item:g}" for item in value)
+    if isinstance(value, tuple) and value and all(isinstance(item, tuple) for item in value):  # model_args as a whole
         return " ".join(assignments(dict(value)))
-    return shown(value)
+    return shown(value) or "none"
 
 
 def _is_domain(value: Mapping[Any, Any]) -> bool:
