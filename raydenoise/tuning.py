@@ -187,7 +187,12 @@ def best_config(best: Trial, options: Mapping[str, Any], *, root: Path) -> str:
         f"# Trial {best.number} of {root.name}: {psnr:.2f} dB on the validation split, {step} of {best.steps} steps.\n"
         f"#   raydenoise train SHARDS --config {root.name}/{BEST}\n"
         "# Its length is left out: train takes 10 epochs unless told otherwise. A flag wins over this file.\n"
-        + yaml.safe_dump({"output": str(root / "best"), **plain(options)}, sort_keys=False, allow_unicode=True)
+        + yaml.safe_dump(
+            {"output": str(root / "best"), **plain(options)},
+            sort_keys=False,
+            allow_unicode=True,
+            default_flow_style=None,
+        )
     )
 
 

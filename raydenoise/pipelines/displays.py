@@ -107,7 +107,8 @@ class TuneDisplay:
         for number, drawn in enumerate(self._combinations):
             if number not in self._said and tuning.ended(self._root, number):
                 self._said.add(number)
-                self._console.print(trial_line(tuning.read_trial(self._root, number, drawn)), markup=False)
+                line = trial_line(tuning.read_trial(self._root, number, drawn))
+                self._console.print(line, markup=False, soft_wrap=True)
                 if self._bar is not None:
                     self._bar.update(self._task, completed=len(self._said))
 

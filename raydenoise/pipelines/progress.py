@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from raydenoise.config.space import shown_value
+
 LINE_SECONDS = 10.0  # between two lines where the output is no terminal
 SHOWN_FAILURES = 5
 
@@ -175,7 +177,7 @@ def print_tuning(summary: dict[str, Any]) -> None:
     number, psnr, step = (best.pop(name) for name in ("trial", "psnr", "step"))
     table.add_row("best", f"trial {number}: {psnr:.2f} dB on the validation split at step {step}")
     for name, value in best.items():
-        table.add_row("", f"{name}: {value}")
+        table.add_row("", f"{name}: {shown_value(tuple(value) if isinstance(value, list) else value)}")
     table.add_row("time", f"{summary['seconds']} s, start-up included")
     table.add_row("table", Text(str(Path(summary["output"]) / "trials.md")))
     table.add_row("plot", Text(str(Path(summary["output"]) / "tune.png")))

@@ -47,12 +47,12 @@ class Ready:
     recipe: Recipe
     source: Source
 
-    def task(self, resources: Resources) -> Task:
-        """Put together what the workers do with these resources."""
+    def task(self, resources: Resources, *, files: ModelFiles) -> Task:
+        """Put together what the workers do with these resources; `files` are those of the network."""
         epoch = self.source.order.steps
         return Task(
             run=Path(self.config.output).absolute(),
-            files=_files(self.started),
+            files=files,
             frozen=self.config.freeze_encoder,
             recipe=self.recipe,
             shards=self.shards,
@@ -84,7 +84,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     address = cluster_address(config.address)
     with session(address, cpus=local_cpus(config), verbose=config.verbose):
         resources = plan(config, private=address is None)
-        task = ready.task(resources)
+        task = ready.task(resources, files=model_files(ready.started))
         manifest = {
             "kind": KIND,
             "status": "running",
@@ -219,7 +219,8 @@ class Board:
         return broken
 
 
-def _files(started: "Bundle") -> ModelFiles:
+def model_files(started: "Bundle") -> ModelFiles:
+    """Turn a network into bytes that travel to the workers."""
     from raydenoise.model import bundle
 
     with tempfile.TemporaryDirectory() as folder:

@@ -5,9 +5,9 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 import ray.tune
@@ -16,24 +16,20 @@ from ray.tune.schedulers import ASHAScheduler
 
 from raydenoise import tuning
 from raydenoise.config import TrainConfig, TuneConfig
-from raydenoise.config.space import Space, described
+from raydenoise.config.space import Space
 from raydenoise.data.manifest import utc_now, versions
-from raydenoise.data.shards import ShardSet, read_manifest
-from raydenoise.pipelines.checks import begin, check_arguments, check_sides, fingerprint, open_run, write_manifest
+from raydenoise.data.shards import read_manifest
+from raydenoise.pipelines.checks import fingerprint, open_run, write_manifest
+from raydenoise.pipelines.combinations import Checked, check
 from raydenoise.pipelines.displays import TuneDisplay
-from raydenoise.pipelines.group import Resources, local_cpus, plan
+from raydenoise.pipelines.group import Resources, Task, local_cpus, plan
 from raydenoise.pipelines.session import cluster_address, possible_resources, session
-from raydenoise.pipelines.train import CHECKPOINTS, PSNR, Ready, fit, settle
-
-if TYPE_CHECKING:
-    from raydenoise.model.bundle import Bundle
+from raydenoise.pipelines.train import CHECKPOINTS, PSNR, fit
 
 KIND = "raydenoise tuning"  # of the manifest
 EXPERIMENT = "ray-tune"  # in TUNE: what Ray Tune needs to go on
 DRIVER_CPUS = 0.1  # logical CPUs of the process that drives a trial: it waits for its workers
 LOST = 3  # times that a trial whose process or machine was lost is tried again, from its last checkpoint
-VALIDATIONS = 10  # of a trial, unless told otherwise
-SAME = ("epochs", "steps", "workers", "cpus_per_worker", "gpus_per_worker")  # of the trainings, by the command's flags
 SETTINGS = (
     "epochs",
     "steps",
@@ -62,12 +58,20 @@ class Job:
     Attributes:
         root: TUNE.
         configs: of the trainings, by number.
+        tasks: of their workers. Trials of one network share its bytes, also where Ray pickles this.
         resources: of each worker.
     """
 
     root: Path
     configs: tuple[TrainConfig, ...]
+    tasks: tuple[Task, ...]
     resources: Resources
+
+    @classmethod
+    def of(cls, root: Path, checked: Sequence[Checked], resources: Resources) -> "Job":
+        """Put together what was checked and what the Ray gives."""
+        tasks = tuple(one.ready.task(resources, files=one.files) for one in checked)
+        return cls(root, tuple(one.ready.config for one in checked), tasks, resources)
 
 
 def run(config: TuneConfig) -> dict[str, Any]:
@@ -82,7 +86,7 @@ def run(config: TuneConfig) -> dict[str, Any]:
     shards = read_manifest(config.shards)
     space = Space.read(Path(config.space))
     combinations = space.draw(config.trials, seed=config.seed)
-    configs = check(config, shards, space, combinations)
+    checked = check(config, shards, space, combinations)
     facts = {
         "drawing": [tuning.plain(combination) for combination in combinations],
         "fixed": tuning.plain(space.fixed),
@@ -93,7 +97,7 @@ def run(config: TuneConfig) -> dict[str, Any]:
     address = cluster_address(config.address)
     with session(address, cpus=_local_cpus(config), verbose=config.verbose):
         concurrent = config.concurrent or _concurrent(config, private=address is None)
-        job = Job(root, configs, _plan(config, concurrent=concurrent, private=address is None))
+        job = Job.of(root, checked, _plan(config, concurrent=concurrent, private=address is None))
         manifest = {
             "kind": KIND,
             "status": "running",
@@ -121,67 +125,6 @@ def run(config: TuneConfig) -> dict[str, Any]:
             manifest["finished_at"] = utc_now().isoformat()
             write_manifest(root, manifest)
     return summary
-
-
-def check(
-    config: TuneConfig, shards: ShardSet, space: Space, combinations: Sequence[Mapping[str, Any]]
-) -> tuple[TrainConfig, ...]:
-    """Make the training of every combination, and check each as `train` would; so are the ends of the space.
-
-    Raises:
-        ValueError: one cannot be trained.
-    """
-    if not shards.rows("validation"):
-        raise ValueError(
-            f"shards {str(shards.root)!r} hold no validation split, which trials are compared on; "
-            "run raydenoise prepare with another --split"
-        )
-    networks: dict[str, Bundle] = {}
-    for ends in space.ends():
-        _ready(config, shards, space.options(ends), networks, label=f"of the space, {described(ends)}", number=0)
-    ready = [
-        _ready(config, shards, space.options(drawn), networks, label=f"{number}, {described(drawn)}", number=number)
-        for number, drawn in enumerate(combinations)
-    ]
-    every = [config.validate_every or max(1, one.recipe.steps // VALIDATIONS) for one in ready]
-    return tuple(
-        replace(one.config, validate_every=steps, checkpoint_every=steps)
-        for one, steps in zip(ready, every, strict=True)
-    )
-
-
-def _ready(
-    config: TuneConfig,
-    shards: ShardSet,
-    options: Mapping[str, Any],
-    networks: dict[str, "Bundle"],
-    *,
-    label: str,
-    number: int,
-) -> Ready:
-    """Check one combination; a network that was built before serves again."""
-    try:
-        training = TrainConfig(
-            shards=config.shards,
-            output=str(tuning.run_folder(Path(config.output).absolute(), number)),
-            **{name: getattr(config, name) for name in SAME},
-            **options,
-            quiet=True,
-        )
-        known = repr((training.model, training.model_args, training.init, training.freeze_encoder))
-        if known not in networks:
-            check_arguments(training)
-            networks[known] = begin(training, shards)
-        check_sides(training.patch, shards, networks[known])
-        ready = settle(training, shards, networks[known])
-        if training.warmup_steps >= ready.recipe.steps:
-            raise ValueError(
-                f"warmup_steps is {training.warmup_steps} of {ready.recipe.steps} steps, so that the learning rate "
-                "would never be reached; allowed: fewer; give warmup_steps in the space, or longer trials"
-            )
-    except ValueError as error:
-        raise ValueError(f"combination {label}: {error}") from error
-    return ready
 
 
 def search(config: TuneConfig, job: Job, combinations: Sequence[Mapping[str, Any]], *, concurrent: int) -> None:
@@ -235,11 +178,8 @@ def trial(drawn: dict[str, Any], *, job: Job) -> None:
     number = drawn["trial"]
     if tuning.ended(job.root, number):  # before Ray Tune could note it
         return
-    config = job.configs[number]
     try:
-        shards = read_manifest(config.shards)
-        ready = settle(config, shards, begin(config, shards))
-        fit(config, ready.task(job.resources), job.resources, callbacks=[TuneReportCallback()])
+        fit(job.configs[number], job.tasks[number], job.resources, callbacks=[TuneReportCallback()])
     except Exception as error:
         tuning.record(job.root, number, status="error", error=f"{type(error).__name__}: {error}")
     else:
@@ -317,5 +257,6 @@ def _quieten(*, verbose: bool) -> None:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # a run has its own rows and events
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that fails at once has no PSNR
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "1" if verbose else "0"  # the new one prints a table at verbosity 0 too
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL)
