@@ -204,6 +204,8 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "tune": tune,
     "denoise": denoise,
+    "preview": preview,
+    "inspect": inspect,
 }
 
 

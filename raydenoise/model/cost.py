@@ -25,7 +25,7 @@ class LayerCost:
         name: in the network.
         kind: its class.
         channels: of its output.
-        scale: side of its output, as a share of the picture's.
+        scale: side of its output, as a share of the picture's; 0 where it is no picture or not known.
         kernel: shape of its kernel; None without one.
         parameters: weights in it.
         macs: per pixel of the picture; None for a kind of layer whose work is not known.
@@ -70,13 +70,14 @@ def _operations(model: keras.Model) -> list[Any]:
 
 
 def _cost(operation: Any, *, pixels: int) -> LayerCost:
-    _, *extents, channels = operation.output.shape
+    output = operation.output[0] if isinstance(operation.output, list | tuple) else operation.output
+    _, *extents, channels = output.shape
     kernel = getattr(operation, "kernel", None)
     return LayerCost(
         name=operation.name,
         kind=type(operation).__name__,
         channels=int(channels),
-        scale=math.sqrt(math.prod(extents) / pixels) if len(extents) == 2 else 0.0,
+        scale=math.sqrt(math.prod(extents) / pixels) if len(extents) == 2 and None not in extents else 0.0,
         kernel=None if kernel is None else tuple(int(extent) for extent in kernel.shape),
         parameters=operation.count_params() if isinstance(operation, keras.layers.Layer) else 0,
         macs=_macs(operation, pixels=pixels),
@@ -85,18 +86,21 @@ def _cost(operation: Any, *, pixels: int) -> LayerCost:
 
 def _macs(operation: Any, *, pixels: int) -> float | None:
     """A kernel is applied once at every output position, a transposed one at every input position."""
-    outputs = math.prod(operation.output.shape[1:-1])
     match operation:
         case keras.layers.Conv2DTranspose():
-            return float(math.prod(operation.kernel.shape) * math.prod(operation.input.shape[1:-1]) / pixels)
+            return float(math.prod(operation.kernel.shape) * _positions(operation.input) / pixels)
         case keras.layers.SeparableConv2D():
             kernels = operation.depthwise_kernel, operation.pointwise_kernel
-            return float(sum(math.prod(kernel.shape) for kernel in kernels) * outputs / pixels)
+            return float(sum(math.prod(kernel.shape) for kernel in kernels) * _positions(operation.output) / pixels)
         case keras.layers.Conv2D() | keras.layers.DepthwiseConv2D() | keras.layers.Dense():
-            return float(math.prod(operation.kernel.shape) * outputs / pixels)
+            return float(math.prod(operation.kernel.shape) * _positions(operation.output) / pixels)
         case keras.Model():
             inner = [_macs(part, pixels=pixels) for part in _operations(operation)]
             return None if None in inner else sum(count for count in inner if count is not None)
         case _:
             counted = isinstance(operation, FREE) or not getattr(operation, "weights", [])
             return 0.0 if counted else None
+
+
+def _positions(tensor: Any) -> int:
+    return math.prod(tensor.shape[1:-1])
