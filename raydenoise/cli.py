@@ -133,6 +133,72 @@ def report(argv: Sequence[str] | None = None) -> int:
     return _run("report", settings, pipeline=pipeline, show=show)
 
 
+def tune(argv: Sequence[str] | None = None) -> int:
+    """`raydenoise tune`: see docs/tuning.md."""
+    settings = config.parse(
+        config.TuneConfig,
+        sys.argv[1:] if argv is None else argv,
+        prog="raydenoise tune",
+        description="Search for the options of train that give the highest validation PSNR, on Ray Tune.",
+    )
+
+    def pipeline() -> Summary:
+        from raydenoise.pipelines import tune
+
+        return tune.run(settings)
+
+    def show(summary: Summary) -> None:
+        from raydenoise.pipelines.progress import print_tuning
+
+        print_tuning(summary)
+
+    return _run("tune", settings, pipeline=pipeline, show=show)
+
+
+def preview(argv: Sequence[str] | None = None) -> int:
+    """`raydenoise preview`: see docs/preview.md."""
+    settings = config.parse(
+        config.PreviewConfig,
+        sys.argv[1:] if argv is None else argv,
+        prog="raydenoise preview",
+        description="Show a few pictures before and after, with several settings, on one sheet. Without Ray.",
+    )
+
+    def pipeline() -> Summary:
+        from raydenoise import preview
+
+        return preview.run(settings)
+
+    def show(summary: Summary) -> None:
+        from raydenoise import preview
+
+        preview.show(summary)
+
+    return _run("preview", settings, pipeline=pipeline, show=show)
+
+
+def inspect(argv: Sequence[str] | None = None) -> int:
+    """`raydenoise inspect`: see docs/models.md."""
+    settings = config.parse(
+        config.InspectConfig,
+        sys.argv[1:] if argv is None else argv,
+        prog="raydenoise inspect",
+        description="Describe a model: card, layers, work per pixel, receptive radius, halo, scores. Without Ray.",
+    )
+
+    def pipeline() -> Summary:
+        from raydenoise import inspection
+
+        return inspection.run(settings)
+
+    def show(summary: Summary) -> None:
+        from raydenoise import inspection
+
+        inspection.show(summary)
+
+    return _run("inspect", settings, pipeline=pipeline, show=show)
+
+
 def _run(verb: str, settings: Settings, *, pipeline: Callable[[], Summary], show: Callable[[Summary], None]) -> int:
     """Run the pipeline of a verb and say how it went; returns the exit status."""
     with contextlib.nullcontext() if settings.verbose else native_output_aside() as aside:
@@ -156,8 +222,11 @@ def _run(verb: str, settings: Settings, *, pipeline: Callable[[], Summary], show
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "prepare": prepare,
     "train": train,
+    "tune": tune,
+    "preview": preview,
     "denoise": denoise,
     "report": report,
+    "inspect": inspect,
 }
 
 

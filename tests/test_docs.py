@@ -2,14 +2,24 @@ import re
 import shlex
 from dataclasses import fields
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from raydenoise import config
 from raydenoise.cli import VERBS
-from raydenoise.config import DenoiseConfig, PrepareConfig, ReportConfig, TrainConfig, parse
-from raydenoise.data.schema import METRICS, PATCHES, TRAINING
+from raydenoise.config import (
+    DenoiseConfig,
+    PrepareConfig,
+    PreviewConfig,
+    ReportConfig,
+    TrainConfig,
+    TuneConfig,
+    parse,
+)
+from raydenoise.config.space import DomainName
+from raydenoise.data.schema import METRICS, PATCHES, TRAINING, TRIALS
 from raydenoise.model import networks
 from raydenoise.report.outliers import rules
 
@@ -56,6 +66,25 @@ def test_the_training_page_names_every_column_of_a_run_and_option_of_train() -> 
         assert re.search(rf"{word}\b(?!-)", part.split("```")[1]), word
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "positional"), [("tuning", TuneConfig, "SHARDS"), ("preview", PreviewConfig, "INPUT")]
+)
+def test_the_pages_of_tune_and_preview_name_every_option(name: str, kind: Any, positional: str) -> None:
+    usage = (ROOT / "docs" / f"{name}.md").read_text().split("```")[1]
+    for entry in fields(kind):
+        word = positional if entry.name == positional.lower() else "--" + entry.name.replace("_", "-")
+        assert re.search(rf"{word}\b(?!-)", usage), word
+
+
+def test_the_tuning_page_names_every_column_and_domain() -> None:
+    page = (ROOT / "docs" / "tuning.md").read_text()
+    rows = re.findall(r"^\| ([a-z_, ]+) \| (string|int64|double) \|", page, re.MULTILINE)
+    assert {name: kind for names, kind in rows for name in names.split(", ")} == {
+        name: str(TRIALS.field(name).type) for name in TRIALS.names
+    }
+    assert set(re.findall(r"^\| `\{([a-z]+): ", page, re.MULTILINE)) == set(get_args(DomainName))
+
+
 def test_the_models_page_names_every_network() -> None:
     page = (ROOT / "docs" / "models.md").read_text()
     assert set(re.findall(r"^\| `([a-z-]+)`", page, re.MULTILINE)) == set(networks.BUILDERS)
@@ -89,6 +118,8 @@ def check(command: str) -> None:
             return
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        case ["raydenoise", verb]:  # named in a sentence
+            assert verb in VERBS
         case ["raydenoise" | ".venv/bin/raydenoise", verb, *arguments]:
             assert verb in VERBS
             parse(getattr(config, f"{verb.capitalize()}Config"), arguments, prog="", description="")

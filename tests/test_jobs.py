@@ -24,7 +24,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from raydenoise.config import DenoiseConfig, PrepareConfig, TrainConfig, parse
+from raydenoise.config import DenoiseConfig, PrepareConfig, TrainConfig, TuneConfig, parse
+from raydenoise.config.space import Space
 
 ROOT = Path(__file__).resolve().parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -174,6 +175,26 @@ def test_the_entry_point_of_train_reads_its_arguments() -> None:
     done = subprocess.run(job, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "raydenoise train: error: workers is 0; allowed: 1 or more" in done.stderr
+
+
+def test_the_example_config_of_tune_holds_every_option_at_its_default() -> None:
+    settings = parse(TuneConfig, ["--config", str(ROOT / "jobs" / "tune.yaml")], prog="test", description="")
+    assert settings == TuneConfig(shards="/data/shards", space="jobs/space.yaml", output="/data/tuning")
+    written = yaml.safe_load((ROOT / "jobs" / "tune.yaml").read_text())
+    assert list(written) == [entry.name for entry in fields(TuneConfig)]
+
+
+def test_the_example_space_makes_trainings() -> None:
+    space = Space.read(ROOT / "jobs" / "space.yaml")
+    for drawn in [*space.ends(), *space.draw(30, seed=0)]:
+        assert TrainConfig(shards="s", output="o", steps=2000, **space.options(drawn)).warmup_steps == 100
+
+
+def test_the_entry_point_of_tune_reads_its_arguments() -> None:
+    job = [sys.executable, str(ROOT / "jobs" / "tune.py"), "gone", "--space", "s", "--output", "o", "--trials", "0"]
+    done = subprocess.run(job, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "raydenoise tune: error: trials is 0; allowed: 1 or more" in done.stderr
 
 
 class NotStartedError(RuntimeError):

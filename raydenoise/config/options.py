@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -107,42 +107,63 @@ def _flag(name: str) -> str:
 
 
 def _from_yaml(kind: type[Any], path: Path) -> dict[str, Any]:
+    where = f"--config {path}"
+    known = {entry.name: entry for entry in fields(kind)}
+    named = {nearest(key, known, where=where): value for key, value in read_mapping(path, where=where).items()}
+    return {name: typed(known[name], value, where=where) for name, value in named.items()}
+
+
+def read_mapping(path: Path, *, where: str) -> dict[str, Any]:
+    """Read a YAML file of `name: value` lines.
+
+    Raises:
+        ValueError: it is none; `where` says which file of which flag.
+    """
     try:
         content = yaml.load(path.read_text(), _Loader) or {}  # a SafeLoader
     except OSError as error:
-        raise ValueError(f"--config {path}: {error.strerror}") from error
+        raise ValueError(f"{where}: {error.strerror}") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"--config {path} is not YAML: {error}") from error
+        raise ValueError(f"{where} is not YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"--config {path} holds a {type(content).__name__}; allowed: `name: value` lines")
-    known = {entry.name: entry for entry in fields(kind)}
-    values = {}
-    for key, value in content.items():
-        name = str(key).replace("-", "_")
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else f"; allowed: {', '.join(known)}"
-            raise ValueError(f"--config {path}: {key} is unknown{hint}")
-        values[name] = _typed(known[name], value, path)
-    return values
+        raise ValueError(f"{where} holds a {type(content).__name__}; allowed: `name: value` lines")
+    return content
 
 
-def _typed(entry: Any, value: object, path: Path) -> Any:
-    """Check a YAML value's type; null stands for the default where the default is nothing."""
+def nearest(key: object, known: Iterable[str], *, where: str) -> str:
+    """Find the known name that a key is, with - or _ between its words.
+
+    Raises:
+        ValueError: it is none; the message offers the nearest one.
+    """
+    name = str(key).replace("-", "_")
+    if name in known:
+        return name
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]}?" if close else f"; allowed: {', '.join(known)}"
+    raise ValueError(f"{where}: {key} is unknown{hint}")
+
+
+def typed(entry: Any, value: object, *, where: str) -> Any:
+    """Check a YAML value's type and read it; null stands for the default where the default is nothing.
+
+    Raises:
+        ValueError: the option takes no such value.
+    """
     if value is None and entry.default is None:
         return None
     if entry.metadata["flag"].get("nargs") in ("*", "+"):
         if isinstance(value, dict) and dict in entry.metadata["yaml"]:
             value = assignments(value)
-        return tuple(_typed_one(entry, item, path) for item in (value if isinstance(value, list) else [value]))
-    return _typed_one(entry, value, path)
+        return tuple(_typed_one(entry, item, where) for item in (value if isinstance(value, list) else [value]))
+    return _typed_one(entry, value, where)
 
 
-def _typed_one(entry: Any, value: object, path: Path) -> Any:
+def _typed_one(entry: Any, value: object, where: str) -> Any:
     read = entry.metadata["read"]
     try:
         if not isinstance(value, entry.metadata["yaml"]) or (isinstance(value, bool) and read is not bool):
             raise TypeError(type(value).__name__)
         return read(value)
     except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
-        raise ValueError(f"--config {path}: {entry.name} is {value!r}; allowed: {entry.metadata['help']}") from error
+        raise ValueError(f"{where}: {entry.name} is {value!r}; allowed: {entry.metadata['help']}") from error

@@ -136,6 +136,19 @@ TRAINING = pa.schema(
     ]
 )
 
+TRIALS = pa.schema(
+    [
+        ("trial", pa.int64()),  # from 0, in the order of the drawing
+        ("status", pa.string()),  # finished; stopped by the scheduler; error
+        ("error", pa.string()),
+        ("psnr", pa.float64()),  # dB of the last validation
+        ("best_psnr", pa.float64()),  # dB of the best one
+        ("best_step", pa.int64()),  # where it was
+        ("steps", pa.int64()),  # done, up to the last validation
+        ("seconds", pa.float64()),  # wall time of the steps
+    ]
+)  # and one column for each drawn option
+
 
 def metrics_table(rows: list[dict[str, Any]]) -> pa.Table:
     """Make a table of metrics rows; a column that a row lacks is null there.

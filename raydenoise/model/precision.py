@@ -59,13 +59,16 @@ def with_precision(model: keras.Model, precision: Precision) -> keras.Model:
     return rebuilt(model, precision=precision)
 
 
-def rebuilt(model: keras.Model, *, precision: Precision, free_size: bool = False) -> keras.Model:
-    """Rebuild a network from its configuration with another precision and, on demand, free height and width.
+def rebuilt(
+    model: keras.Model, *, precision: Precision, free_size: bool = False, size: int | None = None
+) -> keras.Model:
+    """Rebuild a network from its configuration with another precision and, on demand, another input size.
 
     Args:
         model: a built functional or sequential network.
         precision: of the layers between input and output.
         free_size: drop a fixed input height and width.
+        size: fix both at so many pixels.
 
     Raises:
         ValueError, TypeError: the network cannot be built at a free size.
@@ -75,14 +78,14 @@ def rebuilt(model: keras.Model, *, precision: Precision, free_size: bool = False
     for layer in config["layers"]:
         inner = layer["config"]
         if layer["class_name"] == "InputLayer":
-            if free_size:
+            if free_size or size:
                 shape = inner.get("batch_shape") or inner.get("batch_input_shape")
-                inner["batch_shape"] = (None, None, None, shape[-1])
+                inner["batch_shape"] = (None, size, size, shape[-1])
         elif "dtype" in inner:
             name = "float32" if inner["name"] in outputs else _POLICY[precision]
             inner["dtype"] = {"module": "keras", "class_name": "DTypePolicy", "config": {"name": name}}
-    if free_size and "build_input_shape" in config:
-        config["build_input_shape"] = (None, None, None, config["build_input_shape"][-1])
+    if (free_size or size) and "build_input_shape" in config:
+        config["build_input_shape"] = (None, size, size, config["build_input_shape"][-1])
     copy = cast(Any, type(model)).from_config(config)
     copy.set_weights(model.get_weights())
     return copy

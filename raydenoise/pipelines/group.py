@@ -3,10 +3,10 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import ray
 
-from raydenoise.config import TrainConfig
 from raydenoise.data.shards import ShardSet
 from raydenoise.pipelines.samples import Source
 from raydenoise.pipelines.session import cores, possible_resources
@@ -51,6 +51,22 @@ class Task:
         return samples * (2 if "uint16" in self.shards.dtypes else 1)
 
 
+class Request(Protocol):
+    """What a command asks for its workers: the flags of the same names."""
+
+    @property
+    def workers(self) -> int:
+        """How many."""
+
+    @property
+    def cpus_per_worker(self) -> float | None:
+        """Logical CPUs of each; None for a share of what there is."""
+
+    @property
+    def gpus_per_worker(self) -> float | None:
+        """GPUs of each; None for 1 where there are GPUs."""
+
+
 @dataclass(frozen=True)
 class Resources:
     """What each worker takes.
@@ -68,20 +84,25 @@ class Resources:
     read_cpus: float
 
 
-def local_cpus(config: TrainConfig) -> int:
+def local_cpus(config: Request) -> int:
     """Logical CPUs of a private local Ray: the cores and one more for reading, or what the workers ask for."""
     asked = math.ceil(config.workers * (config.cpus_per_worker or 0))
     return max(cores(), asked, config.workers if config.cpus_per_worker is None else 0) + 1
 
 
-def plan(config: TrainConfig, *, private: bool) -> Resources:
+def plan(config: Request, *, private: bool, reserved: float = 0.0) -> Resources:
     """Choose each worker's share of what the Ray has or its autoscaler can bring.
+
+    Args:
+        config: the workers.
+        private: the Ray is this machine's alone.
+        reserved: logical CPUs for others than workers and their reading.
 
     Raises:
         ValueError: there are not that many GPUs or CPUs, or none would be left for reading.
     """
     possible = ray.cluster_resources() if private else possible_resources()
-    total, gpus = possible.get("CPU", 0.0), config.gpus_per_worker
+    total, gpus = possible.get("CPU", 0.0) - reserved, config.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if possible.get("GPU", 0) >= 1 else 0.0
     where = "this machine" if private else "the cluster with its autoscaler"

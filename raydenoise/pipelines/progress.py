@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from raydenoise.config.space import shown_value
+
 LINE_SECONDS = 10.0  # between two lines where the output is no terminal
 SHOWN_FAILURES = 5
 
@@ -152,57 +154,6 @@ class Display:
         self.say(f"{self._done} of {self._total} pictures, {self._rate_text()}{left}")
 
 
-class TrainDisplay:
-    """The live line of a training: a bar on a terminal, a line every ten seconds elsewhere, nothing when quiet."""
-
-    def __init__(self, steps: int, *, quiet: bool, read: Callable[[], dict[str, Any]]) -> None:
-        self._steps, self._read = steps, read
-        self._console = Console(stderr=True, quiet=quiet, highlight=False)
-        self._stop = threading.Event()
-        self._ticker = threading.Thread(target=self._tick, daemon=True)
-        self._bar: Progress | None = None
-
-    def __enter__(self) -> "TrainDisplay":
-        if self._console.is_terminal and not self._console.quiet:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console)
-            self._task = self._bar.add_task("starting the workers", total=self._steps)
-            self._bar.start()
-        else:
-            self._console.print(f"training for {self._steps} steps: starting Ray and the workers")
-        self._ticker.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._ticker.join()
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _tick(self) -> None:
-        said, last = 0, 0.0
-        while not self._stop.wait(1.0):
-            try:
-                news = self._read()
-            except Exception:  # a display must not break a job: the board may be gone with its node
-                continue
-            if "step" not in news:
-                continue
-            if self._bar is not None:
-                self._bar.update(self._task, completed=news["step"], description=training_line(news))
-            elif news["step"] != said and time.monotonic() - last >= LINE_SECONDS:
-                left = (self._steps - news["step"]) * news["batch_size"] / news["rate"]
-                line = f"step {news['step']} of {self._steps}: {training_line(news)}, about {left:.0f} s left"
-                self._console.print(line, markup=False)
-                said, last = news["step"], time.monotonic()
-
-
-def training_line(news: dict[str, Any]) -> str:
-    """Describe the last news of a training."""
-    psnr = f", validation {news['psnr']['psnr']:.2f} dB" if news["psnr"] else ""
-    return f"loss {news['loss']:.5f}{psnr}, {news['rate']:.0f} patches/s"
-
-
 def print_training(summary: dict[str, Any]) -> None:
     """Print the table at the end of a training to stdout."""
     console, table = _summary_table()
@@ -215,6 +166,24 @@ def print_training(summary: dict[str, Any]) -> None:
                 table.add_row(f"{split}{level}", f"PSNR {noisy:.2f} dB -> {value:.2f} dB ({value - noisy:+.2f} dB)")
     table.add_row("bundle", Text(str(Path(summary["output"]) / "bundle")))
     console.print(table)
+
+
+def print_tuning(summary: dict[str, Any]) -> None:
+    """Print the table at the end of a tuning to stdout."""
+    console, table = _summary_table()
+    counts = f"{summary['finished']} to the end, {summary['stopped']} stopped early, {summary['failed']} failed"
+    table.add_row("trials", f"{summary['trials']}: {counts}")
+    best = dict(summary["best"])
+    number, psnr, step = (best.pop(name) for name in ("trial", "psnr", "step"))
+    table.add_row("best", f"trial {number}: {psnr:.2f} dB on the validation split at step {step}")
+    for name, value in best.items():
+        table.add_row("", f"{name}: {shown_value(tuple(value) if isinstance(value, list) else value)}")
+    table.add_row("time", f"{summary['seconds']} s, start-up included")
+    table.add_row("table", Text(str(Path(summary["output"]) / "trials.md")))
+    table.add_row("plot", Text(str(Path(summary["output"]) / "tune.png")))
+    table.add_row("next", Text(f"raydenoise train SHARDS --config {Path(summary['output']) / 'best.yaml'}"))
+    console.print(table)
+    _print_failures(console, summary, "trials.md")
 
 
 def print_summary(summary: dict[str, Any]) -> None:

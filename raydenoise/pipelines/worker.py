@@ -88,7 +88,8 @@ def work(task: Task, board: Any) -> None:
             if log is not None:
                 log.publish()  # before the checkpoint: rows beyond the last one are taken back, missing ones are not
             done = state.Facts(progress.step, progress.seconds, psnr)
-            _checkpoint(engine, done, first=rank == 0, validated=progress.validated)
+            percent = 100 * progress.step / task.recipe.steps
+            _checkpoint(engine, done, first=rank == 0, validated=progress.validated, percent=percent)
 
     try:
         loop.train(
@@ -210,9 +211,9 @@ def _validate(engine: MirroredEngine, pictures: list[list[Batch]]) -> dict[str, 
     return loop.psnr_metrics([float(total / count) for total, count in totals if count])
 
 
-def _checkpoint(engine: MirroredEngine, facts: state.Facts, *, first: bool, validated: bool) -> None:
+def _checkpoint(engine: MirroredEngine, facts: state.Facts, *, first: bool, validated: bool, percent: float) -> None:
     """Hand a checkpoint to Ray Train; all ranks meet here, the first one brings the files."""
-    metrics = {"step": facts.step, **(facts.psnr if validated else {})}
+    metrics = {"step": facts.step, "percent": percent, **(facts.psnr if validated else {})}
     if not first:
         ray.train.report(metrics)
         return

@@ -24,7 +24,7 @@ from raydenoise.data.schema import TRAINING
 from raydenoise.data.shards import Patch, ShardSet, write_shard
 from raydenoise.model import bundle
 from raydenoise.model.networks import Planes
-from raydenoise.pipelines import group, train
+from raydenoise.pipelines import checks, finish, group, train
 from raydenoise.pipelines.runlog import EVENTS, METRICS, RunLog
 from raydenoise.pipelines.samples import SAMPLES, Source, held_out, read_chunk, to_samples
 from raydenoise.report.curves import learning_curve
@@ -64,7 +64,7 @@ def config(**options: Any) -> TrainConfig:
 
 
 def begun(shards: ShardSet, **options: Any) -> bundle.Bundle:
-    return train.begin(config(**options), shards)
+    return checks.begin(config(**options), shards)
 
 
 # begin
@@ -146,12 +146,12 @@ def test_the_recipe_follows_shards_and_network(tmp_path: Path, tiny_bundle: Path
     clean, pairs = shard_set(tmp_path / "clean"), shard_set(tmp_path / "pairs", paired=True)
     started = bundle.load(tiny_bundle)
     tuned = config(init=str(tiny_bundle), model_args={}, precision="float32")
-    made = train.make_recipe(tuned, clean, started)
+    made = checks.make_recipe(tuned, clean, started)
     assert (made.noise, made.precision) == ("awgn", "float32")
     assert (made.architecture, made.arguments) == ("resunet", {"filters": [8, 8], "depth": 1})
-    assert train.make_recipe(tuned, pairs, started).noise == "paired"
-    assert train.make_recipe(replace(tuned, noise="poisson-gaussian"), clean, started).noise == "poisson-gaussian"
-    assert train.make_recipe(replace(tuned, precision="bfloat16"), clean, started).precision == "bfloat16"
+    assert checks.make_recipe(tuned, pairs, started).noise == "paired"
+    assert checks.make_recipe(replace(tuned, noise="poisson-gaussian"), clean, started).noise == "poisson-gaussian"
+    assert checks.make_recipe(replace(tuned, precision="bfloat16"), clean, started).precision == "bfloat16"
 
 
 @pytest.mark.parametrize("choice", ["float32", "float16", "bfloat16"])
@@ -159,7 +159,7 @@ def test_a_machine_that_is_fast_in_float16_trains_in_float32(
     tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, choice: str
 ) -> None:
     monkeypatch.setattr("raydenoise.model.precision.resolve", lambda _: choice)
-    made = train.make_recipe(config(), shard_set(tmp_path), bundle.load(tiny_bundle))
+    made = checks.make_recipe(config(), shard_set(tmp_path), bundle.load(tiny_bundle))
     assert made.precision == ("bfloat16" if choice == "bfloat16" else "float32")
 
 
@@ -175,7 +175,7 @@ def test_noise_that_does_not_fit_the_shards_is_refused(
 ) -> None:
     shards = shard_set(tmp_path, paired=paired)
     with pytest.raises(ValueError, match=f"^{message}$"):
-        train.make_recipe(config(noise=noise), shards, bundle.load(tiny_bundle))
+        checks.make_recipe(config(noise=noise), shards, bundle.load(tiny_bundle))
 
 
 def test_a_batch_larger_than_the_split_is_refused(tmp_path: Path) -> None:
@@ -185,9 +185,9 @@ def test_a_batch_larger_than_the_split_is_refused(tmp_path: Path) -> None:
 
 def test_the_fingerprint_changes_with_the_shards(tmp_path: Path) -> None:
     one, same, other = (shard_set(tmp_path, validation=n) for n in (2, 2, 3))
-    assert train.fingerprint(one) == train.fingerprint(same) != train.fingerprint(other)
-    assert train.fingerprint(one) == json.loads(json.dumps(train.fingerprint(one)))
-    assert train.fingerprint(one)["files"]["train"][0][:2] == ["train-0", 30]
+    assert checks.fingerprint(one) == checks.fingerprint(same) != checks.fingerprint(other)
+    assert checks.fingerprint(one) == json.loads(json.dumps(checks.fingerprint(one)))
+    assert checks.fingerprint(one)["files"]["train"][0][:2] == ["train-0", 30]
 
 
 FACTS: dict[str, Any] = {
@@ -199,10 +199,10 @@ FACTS: dict[str, Any] = {
 
 
 def test_a_new_run_takes_an_empty_folder_alone(tmp_path: Path) -> None:
-    train._open(config(), tmp_path / "new", FACTS)
+    checks.open_run(config(), tmp_path / "new", FACTS)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"already holds something \(notes.txt\).*; or --resume to go on with a run$"):
-        train._open(config(), tmp_path, FACTS)
+        checks.open_run(config(), tmp_path, FACTS)
 
 
 @pytest.mark.parametrize(
@@ -222,17 +222,17 @@ def test_a_new_run_takes_an_empty_folder_alone(tmp_path: Path) -> None:
 )
 def test_only_the_same_stopped_run_is_resumed(tmp_path: Path, content: Any, message: str) -> None:
     if isinstance(content, dict):
-        content = json.dumps({"kind": train.TRAINING_KIND, "status": "broken", **FACTS, **content})
+        content = json.dumps({"kind": checks.TRAINING_KIND, "status": "broken", **FACTS, **content})
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(ValueError, match=message):
-        train._open(config(resume=True), tmp_path, FACTS)
+        checks.open_run(config(resume=True), tmp_path, FACTS)
 
 
 @pytest.mark.parametrize("status", ["running", "broken", "interrupted"])
 def test_a_stopped_run_is_resumed(tmp_path: Path, status: str) -> None:
-    train.write_manifest(tmp_path, {"kind": train.TRAINING_KIND, "status": status, **FACTS})
-    train._open(config(resume=True), tmp_path, FACTS)
+    checks.write_manifest(tmp_path, {"kind": checks.TRAINING_KIND, "status": status, **FACTS})
+    checks.open_run(config(resume=True), tmp_path, FACTS)
 
 
 # the recorded command
@@ -252,19 +252,19 @@ def test_a_stopped_run_is_resumed(tmp_path: Path, status: str) -> None:
 )
 def test_the_recorded_command_makes_the_same_config(options: dict[str, Any]) -> None:
     settings = config(shards="/mine/s", output="/mine/o", resume=True, quiet=True, address="ray://x", **options)
-    line = train.command(settings)
+    line = finish.command(settings)
     assert "mine" not in line
     words = shlex.split(line)
     assert words[:5] == ["raydenoise", "train", "$SHARDS", "--output", "$RUN"]
     again = parse(TrainConfig, words[2:], prog="test", description="")
     for entry in fields(TrainConfig):
-        if entry.name not in train.NOT_RECORDED:
+        if entry.name not in finish.NOT_RECORDED:
             assert getattr(again, entry.name) == getattr(settings, entry.name), entry.name
 
 
 def test_what_the_shell_would_expand_is_quoted() -> None:
-    assert "--init '$MODEL'" in train.command(config(init="$MODEL", model_args={}))
-    assert train.command(TrainConfig(shards="s", output="o")) == "raydenoise train $SHARDS --output $RUN"
+    assert "--init '$MODEL'" in finish.command(config(init="$MODEL", model_args={}))
+    assert finish.command(TrainConfig(shards="s", output="o")) == "raydenoise train $SHARDS --output $RUN"
 
 
 # the worker group
@@ -580,14 +580,14 @@ def identity(inputs: int) -> keras.Model:
 
 @pytest.mark.parametrize("inputs", [3, 4])
 def test_an_identity_network_gains_nothing(tmp_path: Path, inputs: int) -> None:
-    scores = train.score(identity(inputs), shard_set(tmp_path, test=3), "test")
+    scores = finish.score(identity(inputs), shard_set(tmp_path, test=3), "test")
     assert list(scores) == [f"psnr_{what}_{sigma}" for sigma in (15, 25, 50) for what in ("noisy", "denoised")]
     for sigma in (15, 25, 50):
         assert scores[f"psnr_noisy_{sigma}"] == scores[f"psnr_denoised_{sigma}"]
 
 
 def test_pairs_are_scored_once(tmp_path: Path) -> None:
-    scores = train.score(identity(4), shard_set(tmp_path, test=3, paired=True), "test")
+    scores = finish.score(identity(4), shard_set(tmp_path, test=3, paired=True), "test")
     level = round(-20 * np.log10(100 / 255), 3)  # every noisy pixel is 100 brighter
     assert scores == {"psnr_noisy": level, "psnr_denoised": level}
 

@@ -1,0 +1,72 @@
+"""Laws of `raydenoise inspect`: what it says stands in the model, and it needs no Ray."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+from raydenoise import cli
+from raydenoise.model import networks
+from raydenoise.model.card import read_card
+
+
+def test_a_bundle_is_described(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", str(tiny_bundle), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    card = read_card(tiny_bundle)
+    assert (told["name"], told["radius"], told["halo"], told["sha256"]) == ("tiny", card.radius, card.halo, card.sha256)
+    assert told["parameters"] == sum(layer["parameters"] for layer in told["layers"]) > 0
+    assert told["macs_per_pixel"] == pytest.approx(sum(layer["macs"] for layer in told["layers"]))
+    assert told["macs_per_pixel_in_tiles"]["512"] > told["macs_per_pixel_in_tiles"]["1024"] > told["macs_per_pixel"]
+
+
+def test_the_default_is_described_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", "default"]) == 0
+    told = capsys.readouterr().out
+    for line in (
+        "RGB pictures and the noise level, sigma 0 to 75",
+        "1,406,784",
+        "kMAC per pixel; 197.9 in tiles of 512, 152.2 in tiles of 1024 (halo included)",
+        "54 pixels around a cell of 4x4; halo 56",
+        "H/2 x W/2 x 48",
+        "CBSD68: 15 33.6, 25 30.94, 50 27.7",
+        "command: python -m raydenoise.pipelines.single",
+    ):
+        assert line in told, line
+
+
+def test_a_bare_file_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    networks.build("autoencoder", filters=(4, 8), size=32).model.save(tmp_path / "mine.keras")
+    assert cli.main(["inspect", str(tmp_path / "mine.keras")]) == 0
+    told = capsys.readouterr().out
+    assert "RGB pictures; no noise level" in told
+    assert "MaxPooling2D" in told
+    assert "scores" not in told
+
+
+def test_a_network_of_one_size_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = keras.Input((32, 32, 3))
+    pooled = keras.layers.GlobalAveragePooling2D(keepdims=True)(inputs)
+    keras.Model(inputs, keras.layers.Add()([inputs, pooled])).save(tmp_path / "pooled.keras")
+    assert cli.main(["inspect", str(tmp_path / "pooled.keras")]) == 0
+    assert "RGB pictures of 32x32 pixels alone; no noise level" in capsys.readouterr().out
+
+
+def test_no_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", "nosuch"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "raydenoise inspect: error: model 'nosuch' is not found; allowed: default"
+    )
+
+
+def test_it_imports_no_ray() -> None:
+    code = (
+        "import sys; from raydenoise import cli; cli.main(['inspect', 'default', '--json'])\n"
+        "print('ray' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip().splitlines()[-1] == "False"
+    assert json.loads(done.stdout)["name"] == "default"
