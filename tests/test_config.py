@@ -110,6 +110,7 @@ OUT_OF_RANGE = {
     ("strength", 1.5): "strength is 1.5; allowed: 0 to 1",
     ("strength", -0.1): "strength is -0.1; allowed: 0 to 1",
     ("strength", float("nan")): "strength is nan; allowed: 0 to 1",
+    ("tta", 3): "tta is 3; allowed: 1, 2, 4, 8",
     ("quality", 0): "quality is 0; allowed: 1 to 100",
     ("quality", 101): "quality is 101; allowed: 1 to 100",
     ("sigma", -1.0): "sigma is -1.0; allowed: auto, or 0 and more 8-bit grey levels",
@@ -187,7 +188,7 @@ def test_bad_command_lines_exit_with_2(argv: list[str], message: str, capsys: py
     [
         ("qualty: 90\n", "qualty is unknown; did you mean quality?"),
         ("batch-tile: 3\n", "batch-tile is unknown; did you mean batch_tiles?"),
-        ("zzzzzz: 3\n", "zzzzzz is unknown; allowed: input, output, model, sigma, strength, reference, format, "),
+        ("zzzzzz: 3\n", "zzzzzz is unknown; allowed: input, output, model, sigma, strength, tta, reference, format, "),
         ("1: 3\n", "1 is unknown; allowed: input, "),
         ("quality: [1]\n", "quality is [1]; allowed: of JPEG and WebP, 1 to 100"),
         ("quality: high\n", "quality is 'high'; allowed: of JPEG and WebP, 1 to 100"),

@@ -203,7 +203,8 @@ class DenoiseActor:
         sigma = self._stages.config.sigma
         if sigma == "auto":
             sigma = card.limited(work.row["sigma_in_estimate"])
-        result = self._denoiser.denoise(picture.pixels, sigma=sigma, strength=self._stages.config.strength)
+        config = self._stages.config
+        result = self._denoiser.denoise(picture.pixels, sigma=sigma, strength=config.strength, tta=config.tta)
         work.picture = replace(picture, pixels=result.image)
         work.row.update(sigma=result.sigma, tiles=result.tiles)
         if work.source["reference_uri"] is not None:
