@@ -21,8 +21,9 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"model", "core"},
     "data": {"core"},
     "config": {"training", "core"},
-    "pipelines": {"training", "model", "data", "config", "report", "core"},
+    "pipelines": {"training", "model", "data", "config", "report", "evaluation", "core"},
     "report": {"data", "core"},
+    "evaluation": {"data", "core"},
     "cli": {"pipelines", "config", "report", "__init__"},
     "demo": {"cli", "report", "data", "core"},
     "__init__": {"model"},  # the lazy Denoiser

@@ -82,7 +82,7 @@ class DenoiseConfig:
             raise ValueError(f"format is {self.format!r}; allowed: {', '.join(FORMATS)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}; allowed: {', '.join(PRECISIONS)}")
-        if self.gpus_per_actor is not None and not _allocatable(self.gpus_per_actor):
+        if self.gpus_per_actor is not None and not allocatable(self.gpus_per_actor):
             raise ValueError(f"gpus_per_actor is {self.gpus_per_actor}; allowed: a whole number, or a part of one GPU")
         for name in ("batch_tiles", "actors", "cpus_per_actor", "limit", "max_pixels", "tile"):
             value = getattr(self, name)
@@ -95,5 +95,6 @@ class DenoiseConfig:
         return None if self.format == "keep" else self.format  # type: ignore[return-value]  # checked above
 
 
-def _allocatable(gpus: float) -> bool:
+def allocatable(gpus: float) -> bool:
+    """Whether Ray can give so many GPUs to one actor."""
     return 0 <= gpus <= 1 or (1 < gpus < inf and gpus == int(gpus))

@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from raydenoise.evaluation.summary import HEADINGS, cells, title
+
 LINE_SECONDS = 10.0  # between two lines where the output is no terminal
 SHOWN_FAILURES = 5
 
@@ -247,6 +249,26 @@ def print_prepared(summary: dict[str, Any]) -> None:
     table.add_row("output", Text(summary["output"]))
     console.print(table)
     _print_failures(console, summary, "failures.parquet")
+
+
+def print_evaluation(summary: dict[str, Any]) -> None:
+    """Print the tables and verdicts at the end of `evaluate` to stdout."""
+    console, facts = _summary_table()
+    for part in summary["sets"]:
+        table = Table(title=title(part), title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for index, heading in enumerate(HEADINGS):
+            table.add_column(heading, justify="left" if index < 2 else "right")
+        for entry in part["methods"]:
+            table.add_row(*map(Text, cells(entry)))
+        console.print(table)
+        for found in part["comparisons"]:
+            console.print(f"  {found['verdict']}", markup=False)
+        console.print()
+    facts.add_row("images", f"{summary['images']}: {summary['ok']} evaluated, {summary['failed']} failed")
+    facts.add_row("time", f"{summary['seconds']} s, start-up included")
+    facts.add_row("output", Text(summary["output"]))
+    console.print(facts)
+    _print_failures(console, summary, "rows of results/ with status = 'error'")
 
 
 def _summary_table() -> tuple[Console, Table]:

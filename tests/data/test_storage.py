@@ -289,5 +289,5 @@ def test_each_of_several_inputs_must_hold_something(tmp_path: Path) -> None:
 
 
 def test_pairing_names_its_argument(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^clean '.*gone' is not a folder; allowed: a folder of clean pictures$"):
+    with pytest.raises(ValueError, match=r"^clean '.*gone' is not a folder; allowed: a folder of pictures$"):
         pair_references(["a.png"], str(tmp_path / "gone"), argument="clean")
