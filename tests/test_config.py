@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raydenoise.config import FORMATS, PRECISIONS, DenoiseConfig, PrepareConfig, TrainConfig, parse
+from raydenoise.config import FORMATS, PRECISIONS, DenoiseConfig, EvaluateConfig, PrepareConfig, TrainConfig, parse
 
 
 def parsed(*argv: str) -> DenoiseConfig:
@@ -531,3 +531,48 @@ def test_the_help_of_train_names_every_option_and_its_default(capsys: pytest.Cap
     for default in ("resunet", "1", "32", "64", "0.004", "muon", "flip,turn", "0.999", "0.0:75.0"):
         assert f"(default: {default})" in said
     assert "(default: ())" not in said
+
+
+EVALUATE_REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"models": ()}, "models is ''; allowed: one name or more, none empty, none twice"),
+    ({"models": ("a", "")}, "models is 'a,'; allowed: one name or more, none empty, none twice"),
+    ({"models": ("a", "b", "a")}, "models is 'a,b,a'; allowed: one name or more, none empty, none twice"),
+    ({"noisy": "n", "sigma": (25.0,)}, "sigma and noisy given; allowed: one of them"),
+    (
+        {"noisy": "n", "sigma_source": "both"},
+        "sigma_source is 'both' with noisy; allowed: auto",
+    ),
+    ({"sigma": (25.0, 0.0)}, "sigma is 25.0,0.0; allowed: levels above 0, 8-bit grey levels"),
+    ({"sigma": (float("nan"),)}, "sigma is nan; allowed: levels above 0, 8-bit grey levels"),
+    ({"sigma": (25.0, 25.0)}, "sigma is 25.0,25.0; allowed: no level twice"),
+    ({"sigma_source": "guess"}, "sigma_source is 'guess'; allowed: known, auto, both"),
+    ({"split": "rest"}, "split is 'rest'; allowed: train, validation, test"),
+    ({"precision": "int8"}, "precision is 'int8'; allowed: auto, float32, bfloat16, float16"),
+    ({"strength": 1.5}, "strength is 1.5; allowed: 0 to 1"),
+    ({"tta": 3}, "tta is 3; allowed: 1, 2, 4, 8"),
+    ({"gpus_per_actor": 1.5}, "gpus_per_actor is 1.5; allowed: a whole number, or a part of one GPU"),
+    ({"sheet": -1}, "sheet is -1; allowed: 0 or more"),
+    ({"seed": -1}, "seed is -1; allowed: 0 or more"),
+    ({"limit": 0}, "limit is 0; allowed: 1 or more"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), EVALUATE_REFUSED)
+def test_evaluate_refuses_what_is_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        EvaluateConfig(input="in", output="out", **options)
+
+
+@pytest.mark.parametrize("text", ["models: [a, b]\nsigma: [15, 25]\n", "models: a,b\nsigma: 15,25\n"])
+def test_evaluate_reads_lists(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(f"input: in\noutput: out\n{text}")
+    expected = EvaluateConfig(input="in", output="out", models=("a", "b"), sigma=(15.0, 25.0))
+    for argv in (["--config", str(file)], ["in", "--output", "out", "--models", "a,b", "--sigma", "15,25"]):
+        assert parse(EvaluateConfig, argv, prog="", description="") == expected
+
+
+def test_evaluate_refuses_what_is_no_level(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        parse(EvaluateConfig, ["in", "--output", "out", "--sigma", "auto"], prog="raydenoise evaluate", description="")
+    assert "'auto' are no noise levels; allowed: such as 15,25,50" in capsys.readouterr().err

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from raydenoise.config import DenoiseConfig, PrepareConfig, TrainConfig, parse
-from raydenoise.data.schema import METRICS, PATCHES, TRAINING
+from raydenoise.config import DenoiseConfig, EvaluateConfig, PrepareConfig, TrainConfig, parse
+from raydenoise.data.schema import EVALUATION, METRICS, PATCHES, TRAINING
 from raydenoise.model import networks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +27,18 @@ def test_the_denoise_page_names_every_option() -> None:
     for entry in fields(DenoiseConfig):
         word = "INPUT" if entry.name == "input" else "--" + entry.name.replace("_", "-")
         assert word in page, word
+
+
+def test_the_evaluation_page_names_every_column_and_option() -> None:
+    page = (ROOT / "docs" / "evaluate.md").read_text()
+    rows = re.findall(r"^\| ([a-z_0-9, ]+) \| (string|int8|int32|double|timestamp) \|", page, re.MULTILINE)
+    named = {name: kind for names, kind in rows for name in names.split(", ")}
+    short = {"timestamp[us, tz=UTC]": "timestamp"}
+    kinds = {name: str(EVALUATION.field(name).type) for name in EVALUATION.names}
+    assert named == {name: short.get(kind, kind) for name, kind in kinds.items()}
+    for entry in fields(EvaluateConfig):
+        word = "INPUT" if entry.name == "input" else "--" + entry.name.replace("_", "-")
+        assert re.search(rf"{word}\b(?!-)", page.split("```")[3]), word
 
 
 def test_the_training_page_names_every_column_of_a_shard_and_option_of_prepare() -> None:

@@ -83,7 +83,7 @@ class EvaluateConfig:
         if self.noisy is not None and self.sigma is not None:
             raise ValueError("sigma and noisy given; allowed: one of them")
         if self.noisy is not None and self.sigma_source in ("known", "both"):
-            raise ValueError(f"sigma_source is {self.sigma_source!r} with noisy; allowed: auto: nobody knows the level")
+            raise ValueError(f"sigma_source is {self.sigma_source!r} with noisy; allowed: auto")
         if self.sigma is not None and not (self.sigma and all(0 < level < inf for level in self.sigma)):
             raise ValueError(f"sigma is {shown(self.sigma)}; allowed: levels above 0, 8-bit grey levels")
         if self.sigma is not None and len(set(self.sigma)) < len(self.sigma):

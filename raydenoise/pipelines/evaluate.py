@@ -178,9 +178,7 @@ def _check_shards(config: EvaluateConfig, shards: ShardSet) -> None:
     if shards.paired and config.sigma is not None:
         raise ValueError("sigma given, and the shards hold pairs; allowed: leave it out")
     if shards.paired and config.sigma_source in ("known", "both"):
-        raise ValueError(
-            f"sigma_source is {config.sigma_source!r}, and the shards hold pairs; allowed: auto: nobody knows the level"
-        )
+        raise ValueError(f"sigma_source is {config.sigma_source!r}, and the shards hold pairs; allowed: auto")
     if not shards.rows(split):
         held = ", ".join(f"{name} {shards.rows(name)}" for name in shards.files)
         raise ValueError(

@@ -89,7 +89,7 @@ def test_strength_blends_a_classical_method(picture: dict[str, Any]) -> None:
 
 
 def test_a_method_that_fails_leaves_the_others(picture: dict[str, Any]) -> None:
-    def broken(noisy: Any, _: Any) -> Any:
+    def broken(*_: Any) -> Any:
         raise MemoryError("no room")
 
     rows = run(picture, Method("broken", takes_sigma=False, run=broken), IDENTITY, sigmas=(25.0,))
