@@ -64,7 +64,7 @@ def _label(row: dict[str, Any]) -> str:
 def _heading(key: str, rows: list[dict[str, Any]]) -> str:
     row = next(row for row in rows if row["key"] == key)
     noise = "pair" if row["sigma"] is None else f"sigma {row['sigma']:g}"
-    return f"{key}   {row['width']}x{row['height']}   {noise}"
+    return f"{key}   {row['width']}x{row['height']}   {noise}   (its middle; PSNR of the whole)"
 
 
 def _opened(data: bytes) -> PIL.Image.Image:

@@ -25,7 +25,7 @@ from raydenoise.data.schema import EVALUATED, EVALUATION, EVALUATION_SOURCES
 from raydenoise.data.shards import ShardSet, is_shards, read_manifest, read_places
 from raydenoise.evaluation.sheet import draw_sheet
 from raydenoise.evaluation.summary import summarize, to_markdown
-from raydenoise.model.card import Card, check_sigma
+from raydenoise.model.card import Card, check_sigma, locate
 from raydenoise.pipelines.denoise import read_files
 from raydenoise.pipelines.evaluator import NOISY, Evaluator, Task, classical, network
 from raydenoise.pipelines.progress import Display
@@ -199,9 +199,10 @@ def read_models(config: EvaluateConfig) -> Models:
             read[given] = None
         else:
             try:
-                read[given] = read_files(given)
+                locate(given)
             except ValueError as error:
-                raise ValueError(f"{error}; or of {', '.join(CLASSICAL)}") from error
+                raise ValueError(f"{error}; or a classical method: {', '.join(CLASSICAL)}") from error
+            read[given] = read_files(given)
     wanted = {given: given if model is None else model[1].name for given, model in read.items()}
     taken = [NOISY, *wanted.values()]
     models: Models = {}

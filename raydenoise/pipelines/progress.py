@@ -256,10 +256,11 @@ def print_evaluation(summary: dict[str, Any]) -> None:
     console, facts = _summary_table()
     for part in summary["sets"]:
         table = Table(title=title(part), title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for index, heading in enumerate(HEADINGS):
-            table.add_column(heading, justify="left" if index < 2 else "right")
+        chosen = [index for index, heading in enumerate(HEADINGS) if heading != "MSE"]  # 80 characters a line
+        for index in chosen:
+            table.add_column(HEADINGS[index], justify="left" if index < 2 else "right")
         for entry in part["methods"]:
-            table.add_row(*map(Text, cells(entry)))
+            table.add_row(*(Text(cells(entry)[index]) for index in chosen))
         console.print(table)
         for found in part["comparisons"]:
             console.print(f"  {found['verdict']}", markup=False)

@@ -53,7 +53,7 @@ def test_a_method_that_does_nothing_gains_nothing(picture: dict[str, Any]) -> No
         assert (row["status"], row["height"], row["width"], row["channels"]) == ("ok", 40, 60, 3)
     summary = summarize(table(rows), methods=["noisy", "identity"], seed=0)
     assert [entry["gain"]["mean"] for part in summary["sets"] for entry in part["methods"]] == [0, 0, 0, 0]
-    assert "+0.00 (0.00 to 0.00)" in to_markdown(summary)
+    assert "| +0.00 | 0.00 to 0.00 |" in to_markdown(summary)
 
 
 def test_every_method_gets_the_same_noise_which_is_white_and_not_clipped(picture: dict[str, Any]) -> None:
