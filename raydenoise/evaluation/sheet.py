@@ -16,6 +16,7 @@ from raydenoise.data.storage import publish
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 GAP = 10
 LABEL = 22
+LEAST = 150  # pixels, width of a cell: room for its label
 COLUMNS = 6  # cells of a line; more methods wrap
 
 
@@ -30,6 +31,7 @@ def draw_sheet(rows: pa.Table, *, methods: Sequence[str], path: Path) -> None:
     shown = rows.filter(pc.is_valid(rows["crop"])).to_pylist()
     blocks = [_cells([row for row in shown if row["key"] == key], methods) for key in sorted({r["key"] for r in shown})]
     width, height = (max(cell[1].size[axis] for block in blocks for cell in block) for axis in (0, 1))
+    width = max(width, LEAST)
     columns = min(COLUMNS, max(len(block) for block in blocks))
     lines = [-(-len(block) // columns) for block in blocks]
     size = (GAP + columns * (width + GAP), GAP + sum(LABEL + count * (LABEL + height + GAP) for count in lines))
