@@ -199,6 +199,28 @@ def inspect(argv: Sequence[str] | None = None) -> int:
     return _run("inspect", settings, pipeline=pipeline, show=show)
 
 
+def evaluate(argv: Sequence[str] | None = None) -> int:
+    """`raydenoise evaluate`: see docs/evaluate.md."""
+    settings = config.parse(
+        config.EvaluateConfig,
+        sys.argv[1:] if argv is None else argv,
+        prog="raydenoise evaluate",
+        description="Compare models and classical methods on one set of pictures on Ray.",
+    )
+
+    def pipeline() -> Summary:
+        from raydenoise.pipelines import evaluate
+
+        return evaluate.run(settings)
+
+    def show(summary: Summary) -> None:
+        from raydenoise.pipelines.progress import print_evaluation
+
+        print_evaluation(summary)
+
+    return _run("evaluate", settings, pipeline=pipeline, show=show)
+
+
 def _run(verb: str, settings: Settings, *, pipeline: Callable[[], Summary], show: Callable[[Summary], None]) -> int:
     """Run the pipeline of a verb and say how it went; returns the exit status."""
     with contextlib.nullcontext() if settings.verbose else native_output_aside() as aside:
@@ -225,6 +247,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "tune": tune,
     "preview": preview,
     "denoise": denoise,
+    "evaluate": evaluate,
     "report": report,
     "inspect": inspect,
 }

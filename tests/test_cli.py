@@ -139,7 +139,7 @@ def test_a_card_that_is_none_is_refused(
     [
         (["--sigma", "60"], "sigma is 60.0; allowed for tiny: auto, or 0 to 50 8-bit grey levels"),
         (["--tile", "30"], "tile is 30; allowed for this model: a multiple of 4, at least 20 pixels"),
-        (["--reference", "gone"], "reference 'gone' is not a folder; allowed: a folder of clean pictures"),
+        (["--reference", "gone"], "reference 'gone' is not a folder; allowed: a folder of pictures"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(
@@ -175,7 +175,7 @@ def test_prepare_refuses_inputs_that_are_not_there(
     ("noisy", "clean", "message"),
     [
         ("gone", "in", "noisy 'gone' is not a folder; allowed: a folder of noisy pictures"),
-        ("in", "gone", "clean 'gone' is not a folder; allowed: a folder of clean pictures"),
+        ("in", "gone", "clean 'gone' is not a folder; allowed: a folder of pictures"),
         ("in", "other", "clean 'other' holds no picture with the path of an input, such as 'a.png'"),
     ],
 )

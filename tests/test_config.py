@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from raydenoise.config import FORMATS, PRECISIONS, DenoiseConfig, PrepareConfig, ReportConfig, TrainConfig, parse
+from raydenoise.config import (
+    FORMATS,
+    PRECISIONS,
+    DenoiseConfig,
+    EvaluateConfig,
+    PrepareConfig,
+    ReportConfig,
+    TrainConfig,
+    parse,
+)
 
 
 def parsed(*argv: str) -> DenoiseConfig:
@@ -110,6 +119,7 @@ OUT_OF_RANGE = {
     ("strength", 1.5): "strength is 1.5; allowed: 0 to 1",
     ("strength", -0.1): "strength is -0.1; allowed: 0 to 1",
     ("strength", float("nan")): "strength is nan; allowed: 0 to 1",
+    ("tta", 3): "tta is 3; allowed: 1, 2, 4, 8",
     ("quality", 0): "quality is 0; allowed: 1 to 100",
     ("quality", 101): "quality is 101; allowed: 1 to 100",
     ("sigma", -1.0): "sigma is -1.0; allowed: auto, or 0 and more 8-bit grey levels",
@@ -187,7 +197,7 @@ def test_bad_command_lines_exit_with_2(argv: list[str], message: str, capsys: py
     [
         ("qualty: 90\n", "qualty is unknown; did you mean quality?"),
         ("batch-tile: 3\n", "batch-tile is unknown; did you mean batch_tiles?"),
-        ("zzzzzz: 3\n", "zzzzzz is unknown; allowed: input, output, model, sigma, strength, reference, format, "),
+        ("zzzzzz: 3\n", "zzzzzz is unknown; allowed: input, output, model, sigma, strength, tta, reference, format, "),
         ("1: 3\n", "1 is unknown; allowed: input, "),
         ("quality: [1]\n", "quality is [1]; allowed: of JPEG and WebP, 1 to 100"),
         ("quality: high\n", "quality is 'high'; allowed: of JPEG and WebP, 1 to 100"),
@@ -561,3 +571,48 @@ def test_the_help_of_report_names_every_option(capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr().out
     for word in ("OUT|RUN|EVAL|SHARDS", "--output DIR", "--pictures N", "--quiet", "--json", "--verbose"):
         assert word in shown
+
+
+EVALUATE_REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"models": ()}, "models is ''; allowed: one name or more, none empty, none twice"),
+    ({"models": ("a", "")}, "models is 'a,'; allowed: one name or more, none empty, none twice"),
+    ({"models": ("a", "b", "a")}, "models is 'a,b,a'; allowed: one name or more, none empty, none twice"),
+    ({"noisy": "n", "sigma": (25.0,)}, "sigma and noisy given; allowed: one of them"),
+    (
+        {"noisy": "n", "sigma_source": "both"},
+        "sigma_source is 'both' with noisy; allowed: auto",
+    ),
+    ({"sigma": (25.0, 0.0)}, "sigma is 25.0,0.0; allowed: levels above 0, 8-bit grey levels"),
+    ({"sigma": (float("nan"),)}, "sigma is nan; allowed: levels above 0, 8-bit grey levels"),
+    ({"sigma": (25.0, 25.0)}, "sigma is 25.0,25.0; allowed: no level twice"),
+    ({"sigma_source": "guess"}, "sigma_source is 'guess'; allowed: known, auto, both"),
+    ({"split": "rest"}, "split is 'rest'; allowed: train, validation, test"),
+    ({"precision": "int8"}, "precision is 'int8'; allowed: auto, float32, bfloat16, float16"),
+    ({"strength": 1.5}, "strength is 1.5; allowed: 0 to 1"),
+    ({"tta": 3}, "tta is 3; allowed: 1, 2, 4, 8"),
+    ({"gpus_per_actor": 1.5}, "gpus_per_actor is 1.5; allowed: a whole number, or a part of one GPU"),
+    ({"sheet": -1}, "sheet is -1; allowed: 0 or more"),
+    ({"seed": -1}, "seed is -1; allowed: 0 or more"),
+    ({"limit": 0}, "limit is 0; allowed: 1 or more"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), EVALUATE_REFUSED)
+def test_evaluate_refuses_what_is_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        EvaluateConfig(input="in", output="out", **options)
+
+
+@pytest.mark.parametrize("text", ["models: [a, b]\nsigma: [15, 25]\n", "models: a,b\nsigma: 15,25\n"])
+def test_evaluate_reads_lists(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(f"input: in\noutput: out\n{text}")
+    expected = EvaluateConfig(input="in", output="out", models=("a", "b"), sigma=(15.0, 25.0))
+    for argv in (["--config", str(file)], ["in", "--output", "out", "--models", "a,b", "--sigma", "15,25"]):
+        assert parse(EvaluateConfig, argv, prog="", description="") == expected
+
+
+def test_evaluate_refuses_what_is_no_level(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        parse(EvaluateConfig, ["in", "--output", "out", "--sigma", "auto"], prog="raydenoise evaluate", description="")
+    assert "'auto' are no noise levels; allowed: such as 15,25,50" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from raydenoise import config
 from raydenoise.cli import VERBS
 from raydenoise.config import (
     DenoiseConfig,
+    EvaluateConfig,
     PrepareConfig,
     PreviewConfig,
     ReportConfig,
@@ -19,7 +20,7 @@ from raydenoise.config import (
     parse,
 )
 from raydenoise.config.space import DomainName
-from raydenoise.data.schema import METRICS, PATCHES, TRAINING, TRIALS
+from raydenoise.data.schema import EVALUATION, METRICS, PATCHES, TRAINING, TRIALS
 from raydenoise.model import networks
 from raydenoise.report.outliers import rules
 
@@ -43,6 +44,18 @@ def test_the_denoise_page_names_every_option() -> None:
     for entry in fields(DenoiseConfig):
         word = "INPUT" if entry.name == "input" else "--" + entry.name.replace("_", "-")
         assert word in page, word
+
+
+def test_the_evaluation_page_names_every_column_and_option() -> None:
+    page = (ROOT / "docs" / "evaluate.md").read_text()
+    rows = re.findall(r"^\| ([a-z_0-9, ]+) \| (string|int8|int32|double|timestamp) \|", page, re.MULTILINE)
+    named = {name: kind for names, kind in rows for name in names.split(", ")}
+    short = {"timestamp[us, tz=UTC]": "timestamp"}
+    kinds = {name: str(EVALUATION.field(name).type) for name in EVALUATION.names}
+    assert named == {name: short.get(kind, kind) for name, kind in kinds.items()}
+    for entry in fields(EvaluateConfig):
+        word = "INPUT" if entry.name == "input" else "--" + entry.name.replace("_", "-")
+        assert re.search(rf"{word}\b(?!-)", page.split("```")[3]), word
 
 
 def test_the_training_page_names_every_column_of_a_shard_and_option_of_prepare() -> None:

@@ -24,7 +24,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from raydenoise.config import DenoiseConfig, PrepareConfig, TrainConfig, TuneConfig, parse
+from raydenoise.config import DenoiseConfig, EvaluateConfig, PrepareConfig, TrainConfig, TuneConfig, parse
 from raydenoise.config.space import Space
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,10 +42,10 @@ class Cluster:
     env: dict[str, str]
     folder: Path
 
-    def submit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run jobs/denoise.py as a job from the checkout and wait for its end."""
+    def submit(self, *arguments: str, verb: str = "denoise") -> subprocess.CompletedProcess[str]:
+        """Run jobs/VERB.py as a job from the checkout and wait for its end."""
         command = [RAY, "job", "submit", "--address", self.url, "--working-dir", str(ROOT), "--"]
-        job = [sys.executable, "jobs/denoise.py", *arguments]
+        job = [sys.executable, f"jobs/{verb}.py", *arguments]
         return subprocess.run(command + job, env=self.env, capture_output=True, text=True, timeout=180, check=False)
 
     def uploads(self) -> list[set[str]]:
@@ -120,6 +120,17 @@ def test_a_submitted_job_denoises_every_picture(cluster: Cluster, model: Path, p
     assert not set().union(*uploaded) & {".git", ".venv", "runs", "demo", ".hypothesis"}  # what git ignores stays here
 
 
+def test_a_submitted_job_evaluates_every_picture(cluster: Cluster, model: Path, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ("--output", str(out), "--models", f"{model},median", "--sigma", "25", "--json")
+    job = cluster.submit(str(pictures), *options, verb="evaluate")
+
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert summary(job.stdout)["ok"] == 3
+    assert len(pq.read_table(out / "results")) == 3 * (1 + 2 * 2)
+    assert (out / "summary.md").is_file()
+
+
 def test_a_corrupt_picture_fails_the_job_with_status_3(
     cluster: Cluster, model: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -161,6 +172,20 @@ def test_the_entry_point_of_prepare_reads_its_arguments() -> None:
     done = subprocess.run(job, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "raydenoise prepare: error: patch is 0; allowed: 1 or more" in done.stderr
+
+
+def test_the_example_config_of_evaluate_holds_every_option_at_its_default() -> None:
+    settings = parse(EvaluateConfig, ["--config", str(ROOT / "jobs" / "evaluate.yaml")], prog="test", description="")
+    assert settings == EvaluateConfig(input="/data/photos", output="/data/evaluation")
+    written = yaml.safe_load((ROOT / "jobs" / "evaluate.yaml").read_text())
+    assert list(written) == [entry.name for entry in fields(EvaluateConfig)]
+
+
+def test_the_entry_point_of_evaluate_reads_its_arguments() -> None:
+    job = [sys.executable, str(ROOT / "jobs" / "evaluate.py"), "gone", "--output", "out", "--tta", "3"]
+    done = subprocess.run(job, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "raydenoise evaluate: error: tta is 3; allowed: 1, 2, 4, 8" in done.stderr
 
 
 def test_the_example_config_of_train_holds_every_option_at_its_default() -> None:

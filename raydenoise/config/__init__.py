@@ -1,6 +1,7 @@
 """One typed, frozen config per verb."""
 
 from raydenoise.config.denoise import FORMATS, PRECISIONS, DenoiseConfig
+from raydenoise.config.evaluate import EvaluateConfig
 from raydenoise.config.inspect import InspectConfig
 from raydenoise.config.options import parse
 from raydenoise.config.prepare import PrepareConfig
@@ -13,6 +14,7 @@ __all__ = [
     "FORMATS",
     "PRECISIONS",
     "DenoiseConfig",
+    "EvaluateConfig",
     "InspectConfig",
     "PrepareConfig",
     "PreviewConfig",

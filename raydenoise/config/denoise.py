@@ -7,6 +7,7 @@ from typing import Literal
 
 from raydenoise.config.options import option
 from raydenoise.core.image import DEFAULT_MAX_PIXELS, Format
+from raydenoise.core.tiling import check_ensemble
 
 Sigma = float | Literal["auto"]
 FORMATS = ("keep", "png", "jpeg", "webp", "tiff")
@@ -44,6 +45,9 @@ class DenoiseConfig:
         metavar="auto|N",
     )
     strength: float = option("0 keeps the noisy picture, 1 is fully denoised", default=1.0, read=float, metavar="S")
+    tta: int = option(
+        "mean over 1, 2, 4 or 8 flips and turns: better, and as much slower", default=1, read=int, metavar="N"
+    )
     reference: str | None = option("folder of clean pictures for PSNR, SSIM, MSE", default=None, metavar="DIR")
     format: str = option("of the written pictures", default="keep", choices=FORMATS)
     quality: int = option("of JPEG and WebP, 1 to 100 (WebP at 100 is lossless)", default=95, read=int, metavar="N")
@@ -71,13 +75,14 @@ class DenoiseConfig:
             raise ValueError(f"strength is {self.strength}; allowed: 0 to 1")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality is {self.quality}; allowed: 1 to 100")
+        check_ensemble(self.tta)
         if self.sigma != "auto" and not 0 <= self.sigma < inf:
             raise ValueError(f"sigma is {self.sigma}; allowed: auto, or 0 and more 8-bit grey levels")
         if self.format not in FORMATS:
             raise ValueError(f"format is {self.format!r}; allowed: {', '.join(FORMATS)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}; allowed: {', '.join(PRECISIONS)}")
-        if self.gpus_per_actor is not None and not _allocatable(self.gpus_per_actor):
+        if self.gpus_per_actor is not None and not allocatable(self.gpus_per_actor):
             raise ValueError(f"gpus_per_actor is {self.gpus_per_actor}; allowed: a whole number, or a part of one GPU")
         for name in ("batch_tiles", "actors", "cpus_per_actor", "limit", "max_pixels", "tile"):
             value = getattr(self, name)
@@ -90,5 +95,6 @@ class DenoiseConfig:
         return None if self.format == "keep" else self.format  # type: ignore[return-value]  # checked above
 
 
-def _allocatable(gpus: float) -> bool:
+def allocatable(gpus: float) -> bool:
+    """Whether Ray can give so many GPUs to one actor."""
     return 0 <= gpus <= 1 or (1 < gpus < inf and gpus == int(gpus))

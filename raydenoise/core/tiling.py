@@ -105,6 +105,32 @@ def _mirrored(span: Span, extent: int) -> NDArray[np.intp]:
     return np.where(position < extent, position, 2 * extent - 1 - position)
 
 
+@dataclass(frozen=True)
+class View:
+    """One of the eight ways to look at (N, h, w, C): quarter turns, then flips."""
+
+    turns: int
+    flips: tuple[int, ...]
+
+    def of(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Turn and flip."""
+        return np.flip(np.rot90(window, self.turns, axes=(1, 2)), self.flips)
+
+    def undone(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Flip and turn back."""
+        return np.rot90(np.flip(window, self.flips), -self.turns, axes=(1, 2))
+
+
+VIEWS = tuple(View(turns, flips) for turns in (0, 1) for flips in ((), (2,), (1,), (1, 2)))
+ENSEMBLES = (1, 2, 4, 8)  # the first so many views: as it is, left-right, both flips, all
+
+
+def check_ensemble(tta: int) -> None:
+    """Raise ValueError where a number of views is none that a self-ensemble takes."""
+    if tta not in ENSEMBLES:
+        raise ValueError(f"tta is {tta}; allowed: {', '.join(map(str, ENSEMBLES))}")
+
+
 def stitch(image: NDArray[np.generic], tile: Tile, result: NDArray[np.generic]) -> None:
     """Write a tile's result, (side, side, C), to its place in `image`, (H, W, C)."""
     image[tile.y.write, tile.x.write] = result[tile.y.crop, tile.x.crop]

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydenoise import __version__
-from raydenoise.data.schema import METRICS
 from raydenoise.data.storage import publish, publish_json
 
 # Of the manifests; shards have theirs beside what reads them.
@@ -75,14 +74,14 @@ def check_empty(root: Path) -> None:
         raise ValueError(f"output {str(root)!r} already holds something ({some}); allowed: a new or an empty folder")
 
 
-class MetricsWriter:
+class RowWriter:
     """Collects rows and publishes them as parquet files, each whole or not there.
 
     A file is due after `PART_ROWS` rows or `PART_SECONDS` seconds.
     """
 
-    def __init__(self, output: Output, *, now: float) -> None:
-        self._output, self._since, self._parts = output, now, 0
+    def __init__(self, folder: Path, *, schema: pa.Schema, now: float) -> None:
+        self._folder, self._schema, self._since, self._parts = folder, schema, now, 0
         self._pending: list[pa.Table] = []
 
     def add(self, rows: pa.Table, *, now: float) -> None:
@@ -96,10 +95,10 @@ class MetricsWriter:
         self._since = now
         if not self._pending and self._parts:
             return
-        table = pa.concat_tables(self._pending) if self._pending else METRICS.empty_table()
+        table = pa.concat_tables(self._pending) if self._pending else self._schema.empty_table()
         sink = pa.BufferOutputStream()
-        pq.write_table(table.cast(METRICS), sink, compression="zstd")
-        publish(self._output.metrics / f"part-{self._parts:05d}.parquet", sink.getvalue().to_pybytes())
+        pq.write_table(table.cast(self._schema), sink, compression="zstd")
+        publish(self._folder / f"part-{self._parts:05d}.parquet", sink.getvalue().to_pybytes())
         self._pending, self._parts = [], self._parts + 1
 
 

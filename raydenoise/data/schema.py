@@ -150,6 +150,48 @@ TRIALS = pa.schema(
 )  # and one column for each drawn option
 
 
+EVALUATION_SOURCES = pa.schema(
+    [
+        *PICTURES,
+        ("shard", pa.string()),  # the parquet file that holds the picture, or null
+        ("group", pa.int32()),  # its row group
+        ("row", pa.int32()),  # in the group
+        ("shown", pa.bool_()),  # on the sheet
+    ]
+)
+
+EVALUATION = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("key", pa.string()),
+        ("noisy_uri", pa.string()),
+        ("status", pa.string()),
+        ("error_type", pa.string()),
+        ("error_message", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("channels", pa.int8()),
+        ("bit_depth", pa.int8()),
+        ("method", pa.string()),
+        ("model_sha256", pa.string()),
+        ("sigma", pa.float64()),
+        ("sigma_source", pa.string()),
+        ("sigma_given", pa.float64()),
+        ("psnr", pa.float64()),
+        ("psnr_noisy", pa.float64()),
+        ("ssim", pa.float64()),
+        ("mse", pa.float64()),
+        ("seconds", pa.float64()),
+        ("precision", pa.string()),
+        ("worker", pa.string()),
+        ("finished_at", pa.timestamp("us", tz="UTC")),
+    ]
+)
+EVALUATED = pa.schema(  # what the actors return
+    [*EVALUATION, ("crop", pa.binary()), ("clean_crop", pa.binary())]  # PNG files for the sheet, or null
+)
+
+
 def metrics_table(rows: list[dict[str, Any]]) -> pa.Table:
     """Make a table of metrics rows; a column that a row lacks is null there.
 

@@ -197,6 +197,30 @@ def to_patches(rows: pa.Table) -> list[Patch]:
     return patches
 
 
+def read_patch(path: str | Path, *, group: int, row: int) -> Patch:
+    """Read one patch; its arrays are read-only.
+
+    Raises:
+        OSError, pyarrow.ArrowException: the file cannot be read.
+    """
+    return to_patches(pq.ParquetFile(path).read_row_group(group).slice(row, 1))[0]
+
+
+def read_places(file: ShardFile) -> Iterator[tuple[str, str, int, int]]:
+    """Tell uri, key, y and x of each patch of a file, in order; no pixels are read."""
+    columns = pq.ParquetFile(file.path).read(columns=["uri", "key", "y", "x"]).to_pydict()
+    return zip(*columns.values(), strict=True)
+
+
+def is_shards(folder: str | Path) -> bool:
+    """Whether a folder is one that `raydenoise prepare` made, whole or not."""
+    try:
+        content = json.loads((Path(folder) / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("kind") == KIND
+
+
 def write_manifest(root: Path, content: dict[str, Any]) -> None:
     """Replace the manifest of a folder of shards; adds what tells it from others."""
     content = {"kind": KIND, "version": VERSION, **content}

@@ -161,14 +161,14 @@ def _format(key: str) -> Format | None:
 
 
 def pair_references(keys: list[str], folder: str, *, argument: str = "reference") -> list[str | None]:
-    """Find each key's clean picture: the same path below `folder`, else the same with any supported extension.
+    """Find each key's partner: the same path below `folder`, else the same with any supported extension.
 
     Raises:
         ValueError: the folder does not exist, or it holds none of them.
     """
     root = Path(folder)
     if not root.is_dir():
-        raise ValueError(f"{argument} {folder!r} is not a folder; allowed: a folder of clean pictures")
+        raise ValueError(f"{argument} {folder!r} is not a folder; allowed: a folder of pictures")
     by_stem: dict[str, str] = {}
     exact: dict[str, str] = {}
     for source in list_sources(folder, argument=argument):

@@ -26,7 +26,7 @@ class Denoised:
     Attributes:
         image: the shape and type of the input.
         sigma: the level given to the network, 8-bit grey levels; None for a network that takes none.
-        tiles: how many windows it took.
+        tiles: how many windows it took; a self-ensemble runs the network several times on each.
     """
 
     image: NDArray[np.generic]
@@ -76,7 +76,7 @@ class Denoiser:
         return cls(load(name_or_path), tile=tile, precision=precision, batch_tiles=batch_tiles)
 
     def __call__(
-        self, image: NDArray[Any], sigma: float | Literal["auto"] = "auto", strength: float = 1.0
+        self, image: NDArray[Any], sigma: float | Literal["auto"] = "auto", strength: float = 1.0, *, tta: int = 1
     ) -> NDArray[Any]:
         """Denoise one picture.
 
@@ -85,21 +85,24 @@ class Denoiser:
                 [0, 1] (values outside are taken as they are). Alpha passes untouched.
             sigma: noise level in 8-bit grey levels, or "auto" to estimate it.
             strength: s gives noisy + s x (denoised - noisy), 0 to 1.
+            tta: self-ensemble: the mean over so many flips and quarter turns of the picture, turned back; 1, 2
+                (left-right), 4 (both flips) or 8 (with a quarter turn). It takes that many times as long.
 
         Returns:
             The shape and type of `image`, colour clipped to [0, 1].
 
         Raises:
-            ValueError: a wrong shape or type, a sigma beyond the model's range, a strength outside [0, 1].
+            ValueError: a wrong shape or type, a sigma beyond the model's range, a strength outside [0, 1], another tta.
         """
-        return self.denoise(image, sigma=sigma, strength=strength).image
+        return self.denoise(image, sigma=sigma, strength=strength, tta=tta).image
 
     def denoise(
-        self, image: NDArray[Any], *, sigma: float | Literal["auto"] = "auto", strength: float = 1.0
+        self, image: NDArray[Any], *, sigma: float | Literal["auto"] = "auto", strength: float = 1.0, tta: int = 1
     ) -> Denoised:
         """Denoise one picture and say what was done; arguments and errors as for a call."""
         check_image(image)
         check_strength(strength)
+        tiling.check_ensemble(tta)
         colours = image.shape[-1] - 1 + image.shape[-1] % 2  # 1 and 2 -> 1, 3 and 4 -> 3
         noisy = image[..., :colours]
         level = self.level(noisy, sigma)
@@ -108,7 +111,7 @@ class Denoiser:
         tiles = tiling.plan(*image.shape[:2], grid=self.grid)
         for group in tiling.batches(tiles, size=self.batch_tiles):
             window = np.stack([as_float(tiling.cut(noisy, tile)) for tile in group])
-            result = window + np.float32(strength) * (self._network(window, level) - window)
+            result = window + np.float32(strength) * (self._ensemble(window, level, tta) - window)
             for tile, values in zip(group, result, strict=True):
                 tiling.stitch(denoised[..., :colours], tile, _like(values, image.dtype))
         return Denoised(image=denoised, sigma=level, tiles=len(tiles))
@@ -121,6 +124,19 @@ class Denoiser:
             return self.card.limited(estimate_sigma(noisy))
         check_sigma(sigma, card=self.card)
         return float(sigma)
+
+    def _ensemble(self, window: NDArray[np.float32], level: float | None, count: int) -> NDArray[np.float32]:
+        """The mean over views of the window, turned back: Lim et al., "Enhanced Deep Residual Networks", 2017, 3.4.
+
+        It is a network as well, of the same alignment and radius, since those are the same in all directions: so the
+        tiling law holds for it, and tiled equals whole.
+        """
+        if count == 1:
+            return self._network(window, level)
+        total = np.zeros_like(window)
+        for view in tiling.VIEWS[:count]:
+            total += view.undone(self._network(np.ascontiguousarray(view.of(window)), level))
+        return total / np.float32(count)
 
     def _network(self, window: NDArray[np.float32], level: float | None) -> NDArray[np.float32]:
         """Run (N, h, w, c) float32 through the network, whatever planes it takes."""

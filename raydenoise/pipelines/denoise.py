@@ -14,8 +14,8 @@ import ray.data
 
 from raydenoise.config import DenoiseConfig
 from raydenoise.data import storage
-from raydenoise.data.manifest import DENOISING_KIND, MetricsWriter, Output, utc_now, versions
-from raydenoise.data.schema import SOURCES
+from raydenoise.data.manifest import DENOISING_KIND, Output, RowWriter, utc_now, versions
+from raydenoise.data.schema import METRICS, SOURCES
 from raydenoise.model.card import Card, check_sigma, locate, read_checked
 from raydenoise.pipelines.progress import Display, Totals
 from raydenoise.pipelines.session import (
@@ -93,7 +93,7 @@ def _execute(
     blocks = [sources.slice(first, plan.rows) for first in range(0, len(sources), plan.rows)]
     results = denoise(ray.data.from_blocks(blocks), files=files, stages=stages, plan=plan)
 
-    writer = MetricsWriter(output, now=time.monotonic())
+    writer = RowWriter(output.metrics, schema=METRICS, now=time.monotonic())
     waiting = partial(waiting_for_nodes, cpus=plan.cpus, gpus=plan.gpus)
     begin = "starting Ray and the model"
     with Display(len(sources), doing="denoising", begin=begin, quiet=config.quiet, waiting=waiting) as display:
@@ -149,12 +149,25 @@ def list_sources(config: DenoiseConfig) -> pa.Table:
 
 
 def read_model(config: DenoiseConfig) -> tuple[ModelFiles, Card]:
-    """Read the model once, here; the actors get its bytes. A bare file is inspected and becomes a bundle.
+    """Read the model and check that the arguments fit it.
 
     Raises:
         ValueError: there is no such model, or sigma or tile do not fit it.
     """
-    path = locate(config.model)
+    files, card = read_files(config.model)
+    card.grid(config.tile)
+    if config.sigma != "auto":
+        check_sigma(config.sigma, card=card)
+    return files, card
+
+
+def read_files(name_or_path: str) -> tuple[ModelFiles, Card]:
+    """Read a model once, here; the actors get its bytes. A bare file is inspected and becomes a bundle.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    path = locate(name_or_path)
     if path.is_dir():
         files, card = ModelFiles.read(path), read_checked(path)
     else:
@@ -165,7 +178,4 @@ def read_model(config: DenoiseConfig) -> tuple[ModelFiles, Card]:
             loaded = bundle.load(path)
             bundle.write(loaded, Path(folder))
             files, card = ModelFiles.read(Path(folder)), loaded.card
-    card.grid(config.tile)
-    if config.sigma != "auto":
-        check_sigma(config.sigma, card=card)
     return files, card

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raydenoise.config.space import shown_value
+from raydenoise.evaluation.summary import HEADINGS, cells, title
 
 LINE_SECONDS = 10.0  # between two lines where the output is no terminal
 SHOWN_FAILURES = 5
@@ -216,6 +217,27 @@ def print_prepared(summary: dict[str, Any]) -> None:
     table.add_row("output", Text(summary["output"]))
     console.print(table)
     _print_failures(console, summary, "failures.parquet")
+
+
+def print_evaluation(summary: dict[str, Any]) -> None:
+    """Print the tables and verdicts at the end of `evaluate` to stdout."""
+    console, facts = _summary_table()
+    for part in summary["sets"]:
+        table = Table(title=title(part), title_justify="left", title_style="bold", box=None, pad_edge=False)
+        chosen = [index for index, heading in enumerate(HEADINGS) if heading != "MSE"]  # 80 characters a line
+        for index in chosen:
+            table.add_column(HEADINGS[index], justify="left" if index < 2 else "right")
+        for entry in part["methods"]:
+            table.add_row(*(Text(cells(entry)[index]) for index in chosen))
+        console.print(table)
+        for found in part["comparisons"]:
+            console.print(f"  {found['verdict']}", markup=False)
+        console.print()
+    facts.add_row("images", f"{summary['images']}: {summary['ok']} evaluated, {summary['failed']} failed")
+    facts.add_row("time", f"{summary['seconds']} s, start-up included")
+    facts.add_row("output", Text(summary["output"]))
+    console.print(facts)
+    _print_failures(console, summary, "rows of results/ with status = 'error'")
 
 
 def _summary_table() -> tuple[Console, Table]:

@@ -6,17 +6,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Protocol
 
 import ray
 import ray.data
 import yaml
 from ray._private.utils import get_num_cpus
 
-from raydenoise.config import DenoiseConfig
-
 LAUNCHER_CONFIG = Path.home() / "ray_bootstrap_config.yaml"  # where `ray up` puts it on the head node
 SMALL_TASK = 8  # pictures per task of a small job: seconds of work, so that the progress display moves
 LARGE_TASK = 64  # of a large one: two million pictures are 31,000 tasks
+
+
+class Demand(Protocol):
+    """What the configs of the verbs with denoising actors hold."""
+
+    @property
+    def address(self) -> str | None:
+        """Of the cluster."""
+
+    @property
+    def actors(self) -> int | Literal["auto"]:
+        """How many."""
+
+    @property
+    def gpus_per_actor(self) -> float | None:
+        """GPUs of each."""
+
+    @property
+    def cpus_per_actor(self) -> int | None:
+        """CPUs of each."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +115,13 @@ def cores() -> int:
     return int(get_num_cpus())
 
 
-def local_cpus(config: DenoiseConfig) -> int:
+def local_cpus(config: Demand) -> int:
     """Declare the machine's cores and one more: the driver's own small tasks cost little but need a slot."""
     asked = 0 if config.actors == "auto" else config.actors * (config.cpus_per_actor or 1)
     return max(cores(), asked, config.cpus_per_actor or 1) + 1
 
 
-def make_plan(config: DenoiseConfig, *, images: int) -> Plan:
+def make_plan(config: Demand, *, images: int) -> Plan:
     """Choose actors and their resources from what the cluster has or its autoscaler can bring.
 
     What a flag asks for and a cluster lacks is waited for, since its autoscaler may bring it without saying so

@@ -21,7 +21,7 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from raydenoise.config import DenoiseConfig
+from raydenoise.config import DenoiseConfig, EvaluateConfig
 from raydenoise.core import image as codec
 from raydenoise.core.metrics import quality
 from raydenoise.core.noise import estimate_sigma
@@ -187,9 +187,8 @@ class DenoiseActor:
 
     def __init__(self, files: "ray.ObjectRef[ModelFiles] | ModelFiles", stages: Stages, threads: int | None) -> None:
         self._stages = stages
-        self._denoiser = load_denoiser(
-            files if isinstance(files, ModelFiles) else ray.get(files), stages.config, threads
-        )
+        prepare_tensorflow(threads)
+        self._denoiser = load_denoiser(files if isinstance(files, ModelFiles) else ray.get(files), stages.config)
         self._worker = worker_name()
 
     def denoise(self, work: Work) -> Work:
@@ -203,7 +202,8 @@ class DenoiseActor:
         sigma = self._stages.config.sigma
         if sigma == "auto":
             sigma = card.limited(work.row["sigma_in_estimate"])
-        result = self._denoiser.denoise(picture.pixels, sigma=sigma, strength=self._stages.config.strength)
+        config = self._stages.config
+        result = self._denoiser.denoise(picture.pixels, sigma=sigma, strength=config.strength, tta=config.tta)
         work.picture = replace(picture, pixels=result.image)
         work.row.update(sigma=result.sigma, tiles=result.tiles)
         if work.source["reference_uri"] is not None:
@@ -262,8 +262,8 @@ def unpack(batch: pa.Table) -> Iterator[Work]:
         yield pickle.loads(cell.as_buffer())
 
 
-def load_denoiser(files: ModelFiles, config: DenoiseConfig, threads: int | None) -> "Denoiser":
-    """Load the model in an actor, with the threads that are its own and GPU memory that grows on demand."""
+def prepare_tensorflow(threads: int | None) -> None:
+    """Import TensorFlow in an actor, with the threads that are its own and GPU memory that grows on demand."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
     if not assigned_gpus():  # Ray hides no GPU from an actor that asked for none
@@ -273,6 +273,10 @@ def load_denoiser(files: ModelFiles, config: DenoiseConfig, threads: int | None)
     if threads is not None:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def load_denoiser(files: ModelFiles, config: "DenoiseConfig | EvaluateConfig") -> "Denoiser":
+    """Load a model in an actor, behind `prepare_tensorflow`."""
     from raydenoise.model.denoiser import Denoiser
 
     with tempfile.TemporaryDirectory() as folder:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydenoise.data.manifest import PART_ROWS, PART_SECONDS, MetricsWriter, Output, check_empty, utc_now, versions
+from raydenoise.data.manifest import PART_ROWS, PART_SECONDS, Output, RowWriter, check_empty, utc_now, versions
 from raydenoise.data.schema import METRICS, metrics_table
 
 
@@ -92,7 +92,7 @@ def test_unicode_in_a_manifest_is_legible(tmp_path: Path) -> None:
 
 def test_rows_wait_until_they_are_many(tmp_path: Path) -> None:
     output = Output(tmp_path)
-    writer = MetricsWriter(output, now=0)
+    writer = RowWriter(output.metrics, schema=METRICS, now=0)
     writer.add(rows(0, PART_ROWS - 1), now=1)
     assert parts(output) == []
     writer.add(rows(PART_ROWS - 1, 1), now=2)
@@ -102,7 +102,7 @@ def test_rows_wait_until_they_are_many(tmp_path: Path) -> None:
 
 def test_rows_wait_until_they_are_old(tmp_path: Path) -> None:
     output = Output(tmp_path)
-    writer = MetricsWriter(output, now=100)
+    writer = RowWriter(output.metrics, schema=METRICS, now=100)
     writer.add(rows(0, 1), now=100 + PART_SECONDS - 0.1)
     assert parts(output) == []
     writer.add(rows(1, 1), now=100 + PART_SECONDS)
@@ -116,7 +116,7 @@ def test_rows_wait_until_they_are_old(tmp_path: Path) -> None:
 
 def test_a_reader_sees_every_row_once(tmp_path: Path) -> None:
     output = Output(tmp_path)
-    writer = MetricsWriter(output, now=0)
+    writer = RowWriter(output.metrics, schema=METRICS, now=0)
     for step in range(20):
         writer.add(rows(step * 7, 7), now=step * 11.0)
     writer.flush(now=1000)
@@ -128,7 +128,7 @@ def test_a_reader_sees_every_row_once(tmp_path: Path) -> None:
 
 def test_an_empty_run_leaves_an_empty_table(tmp_path: Path) -> None:
     output = Output(tmp_path)
-    writer = MetricsWriter(output, now=0)
+    writer = RowWriter(output.metrics, schema=METRICS, now=0)
     writer.flush(now=1)
     writer.flush(now=2)
     assert parts(output) == ["part-00000.parquet"]
@@ -137,7 +137,7 @@ def test_an_empty_run_leaves_an_empty_table(tmp_path: Path) -> None:
 
 def test_rows_outlive_a_failed_write(tmp_path: Path) -> None:
     output = Output(tmp_path)
-    writer = MetricsWriter(output, now=0)
+    writer = RowWriter(output.metrics, schema=METRICS, now=0)
     output.metrics.write_text("in the way")
     writer.add(rows(0, 3), now=1)
     with pytest.raises(OSError, match="metrics"):

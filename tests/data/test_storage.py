@@ -167,9 +167,7 @@ def test_references_pair_by_path_then_by_stem(tmp_path: Path) -> None:
 def test_references_must_be_a_folder(tmp_path: Path) -> None:
     fill(tmp_path, "file.png")
     for name in ("missing", "file.png"):
-        with pytest.raises(
-            ValueError, match=rf"^reference '.*{name}' is not a folder; allowed: a folder of clean pict"
-        ):
+        with pytest.raises(ValueError, match=rf"^reference '.*{name}' is not a folder; allowed: a folder of pict"):
             pair_references(["a.png"], str(tmp_path / name))
 
 
@@ -289,5 +287,5 @@ def test_each_of_several_inputs_must_hold_something(tmp_path: Path) -> None:
 
 
 def test_pairing_names_its_argument(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^clean '.*gone' is not a folder; allowed: a folder of clean pictures$"):
+    with pytest.raises(ValueError, match=r"^clean '.*gone' is not a folder; allowed: a folder of pictures$"):
         pair_references(["a.png"], str(tmp_path / "gone"), argument="clean")

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import keras
@@ -142,6 +143,46 @@ def test_strength_blends() -> None:
     np.testing.assert_allclose(half, (noisy + full) / 2, atol=1e-6)
 
 
+@pytest.mark.parametrize(("made", "tile"), [(RESUNET, 116), (AUTOENCODER, 40)])
+@pytest.mark.parametrize("tta", [2, 4, 8])
+def test_a_tiled_self_ensemble_equals_the_whole_one(made: bundle.Bundle, tile: int, tta: int) -> None:
+    noisy = picture(131, 182)
+    tiled, whole = TILED[id(made), tile, 3].denoise(noisy, sigma=25, tta=tta), WHOLE[id(made)](noisy, sigma=25, tta=tta)
+    assert tiled.tiles > 1
+    np.testing.assert_allclose(tiled.image, whole, atol=1e-5, rtol=0)
+
+
+def test_a_self_ensemble_is_the_mean_over_turned_pictures() -> None:
+    noisy, denoiser = picture(24, 36), WHOLE[id(RESUNET)]  # multiples of 4: no side is mirrored
+    turned = [np.rot90(noisy, turns) for turns in (0, 1)]
+    views = [view[::down, ::across] for view in turned for down in (1, -1) for across in (1, -1)]
+    results = [denoiser(np.ascontiguousarray(view), sigma=25) for view in views]
+    back = [
+        result[::down, ::across]
+        for result, (down, across) in zip(results, [(1, 1), (1, -1), (-1, 1), (-1, -1)] * 2, strict=True)
+    ]
+    back[4:] = [np.rot90(result, -1) for result in back[4:]]
+    for tta in (2, 4, 8):
+        np.testing.assert_allclose(denoiser(noisy, sigma=25, tta=tta), np.mean(back[:tta], axis=0), atol=1e-5)
+    assert np.abs(denoiser(noisy, sigma=25, tta=8) - back[0]).max() > 1e-4
+
+
+@pytest.mark.parametrize("tta", [2, 4, 8])
+def test_a_self_ensemble_of_a_network_that_turns_with_the_picture_changes_nothing(tta: int) -> None:
+    network = networks.build("dncnn", filters=4, depth=3)
+    rng = np.random.default_rng(0)
+    for variable in network.model.weights:
+        if len(variable.shape) == 4:
+            across = rng.normal(0, 0.1, variable.shape[2:])
+            ring = np.array([[0.2, 0.5, 0.2], [0.5, 1.0, 0.5], [0.2, 0.5, 0.2]])  # the same from all eight sides
+            variable.assign(ring[:, :, None, None] * across)
+    made = bundle.Bundle(network.model, dataclasses.replace(DNCNN_GREY.card, channels=3))
+    noisy = picture(25, 33)
+    plain = make(made)(noisy)
+    assert np.abs(plain - noisy).max() > 1e-3
+    np.testing.assert_allclose(make(made)(noisy, tta=tta), plain, atol=1e-6)
+
+
 def test_values_outside_are_taken_and_the_output_is_clipped() -> None:
     noisy = picture(24, 33) * 3 - 1
     result = make(RESUNET)(noisy, sigma=20)
@@ -190,6 +231,8 @@ def test_a_picture_and_nothing_else_is_taken() -> None:
         denoiser(np.full((4, 5, 3), np.nan, np.float32))
     with pytest.raises(ValueError, match=r"strength is 1.5; allowed: 0 to 1"):
         denoiser(picture(4, 5), sigma=1, strength=1.5)
+    with pytest.raises(ValueError, match="tta is 3; allowed: 1, 2, 4, 8"):
+        denoiser(picture(4, 5), sigma=1, tta=3)
 
 
 @pytest.mark.parametrize("tile", [115, 110, 0, -4])

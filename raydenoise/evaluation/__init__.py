@@ -1,0 +1,1 @@
+"""Rows of an evaluation -> means, verdicts, Markdown, a sheet; without Ray."""

@@ -1,0 +1,286 @@
+"""Compare methods on one set of pictures, on Ray Data: list -> read, add noise, denoise, measure -> rows -> verdicts.
+
+One stage: an actor holds every model, so that a picture is read and noised once, and no pixel travels.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+
+from raydenoise.config import EvaluateConfig
+from raydenoise.config.evaluate import SIGMAS
+from raydenoise.core.classical import CLASSICAL, check_installed
+from raydenoise.data import storage
+from raydenoise.data.manifest import EVALUATION_KIND, RowWriter, check_empty, utc_now, versions
+from raydenoise.data.schema import EVALUATED, EVALUATION, EVALUATION_SOURCES
+from raydenoise.data.shards import ShardSet, is_shards, read_manifest, read_places
+from raydenoise.evaluation.sheet import draw_sheet
+from raydenoise.evaluation.summary import summarize, to_markdown
+from raydenoise.model.card import Card, check_sigma, locate
+from raydenoise.pipelines.denoise import read_files
+from raydenoise.pipelines.evaluator import NOISY, Evaluator, Task, classical, network
+from raydenoise.pipelines.progress import Display
+from raydenoise.pipelines.session import (
+    Plan,
+    cluster_address,
+    configure_data,
+    local_cpus,
+    make_plan,
+    session,
+    waiting_for_nodes,
+)
+from raydenoise.pipelines.stages import ModelFiles, load_denoiser, prepare_tensorflow, worker_name
+
+BLOCK_BYTES = 4096  # a few rows: they come as they are done
+
+Models = dict[str, tuple[ModelFiles, Card] | None]  # by name in the tables; None for a classical method
+
+
+def run(config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate methods and return the summary.
+
+    Raises:
+        ValueError: an argument is not allowed, or no Ray answers at the address; nothing was written.
+        RuntimeError: the job broke.
+    """
+    started = time.monotonic()
+    root = Path(config.output).absolute()
+    check_empty(root)
+    sources, paired = list_sources(config)
+    models = read_models(config)
+    task = make_task(config, models, paired=paired)
+    address = cluster_address(config.address)
+    manifest: dict[str, Any] = {
+        "kind": EVALUATION_KIND,
+        "status": "running",
+        "started_at": utc_now().isoformat(),
+        "config": asdict(config),
+        "noise": "pairs" if paired else {"sigmas": task.sigmas},
+        "sigma_sources": task.sources,
+        "models": {name: _facts(model) for name, model in models.items()},
+        "versions": versions(),
+    }
+    with session(address, cpus=local_cpus(config), verbose=config.verbose):
+        plan = make_plan(config, images=len(sources))
+        manifest["ray"] = {"address": address or "local", "plan": asdict(plan)}
+        storage.publish_json(root / "manifest.json", manifest)
+        manifest["status"] = "broken"  # unless it ends otherwise
+        try:
+            rows = _execute(task, root=root, sources=sources, models=models, plan=plan)
+            facts = {"output": str(root), "seconds": round(time.monotonic() - started, 1)}
+            summary = facts | _publish(rows, config, root=root, methods=[NOISY, *models])
+            manifest.update(status="finished", summary={name: summary[name] for name in ("images", "ok", "failed")})
+        except ValueError as error:  # Ray's task errors take the type of their cause: no argument is to blame here
+            raise RuntimeError(str(error)) from error
+        except (KeyboardInterrupt, SystemExit):  # `ray job stop` raises the latter
+            manifest["status"] = "interrupted"
+            raise
+        finally:
+            manifest["finished_at"] = utc_now().isoformat()
+            storage.publish_json(root / "manifest.json", manifest)
+    return summary
+
+
+def evaluate(sources: ray.data.Dataset, *, models: Models, task: Task, plan: Plan) -> ray.data.Dataset:
+    """The pipeline: rows of `schema.EVALUATION_SOURCES` in, rows of `schema.EVALUATED` out."""
+    pool = ray.data.ActorPoolStrategy(
+        min_size=1, max_size=plan.actors, initial_size=plan.initial, max_tasks_in_flight_per_actor=2
+    )
+    return sources.map_batches(
+        EvaluateActor,
+        fn_constructor_args=[ray.put(models), task, None if plan.gpus else plan.cpus],
+        batch_size=plan.rows,
+        batch_format="pyarrow",
+        compute=pool,
+        num_cpus=plan.cpus,
+        num_gpus=plan.gpus or None,
+    )
+
+
+class EvaluateActor:
+    """One process with all models in memory."""
+
+    def __init__(self, models: "ray.ObjectRef[Models]", task: Task, threads: int | None) -> None:
+        held: Models = ray.get(models)
+        config = task.config
+        if any(held.values()):
+            prepare_tensorflow(threads)
+        methods = [
+            classical(name, strength=config.strength)
+            if model is None
+            else network(name, load_denoiser(model[0], config), strength=config.strength, tta=config.tta)
+            for name, model in held.items()
+        ]
+        self._evaluate = Evaluator(task, methods, worker=worker_name())
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Evaluate pictures one by one."""
+        for source in batch.to_pylist():
+            yield pa.Table.from_pylist(list(self._evaluate(source)), schema=EVALUATED)
+
+
+def list_sources(config: EvaluateConfig) -> tuple[pa.Table, bool]:
+    """List INPUT, pictures or stored patches: rows of `schema.EVALUATION_SOURCES`, and whether they are pairs.
+
+    Raises:
+        ValueError: there is no input, or an argument does not go with it.
+    """
+    if is_shards(config.input):
+        shards = read_manifest(config.input)
+        _check_shards(config, shards)
+        rows, paired = _list_patches(shards, split=config.split or "test"), shards.paired
+    else:
+        if config.split is not None:
+            raise ValueError(
+                f"split is {config.split!r}; allowed: with a folder of shards, and {config.input!r} is none"
+            )
+        rows, paired = _list_pictures(config), config.noisy is not None
+    rows = sorted(rows, key=lambda row: str(row["key"]))[: config.limit]
+    shown = set(np.linspace(0, len(rows) - 1, min(config.sheet, len(rows))).astype(int).tolist())
+    listed = [{**row, "shown": index in shown} for index, row in enumerate(rows)]
+    return pa.Table.from_pylist(listed, schema=EVALUATION_SOURCES), paired
+
+
+def _list_pictures(config: EvaluateConfig) -> list[dict[str, Any]]:
+    listed = storage.list_sources(config.input)
+    keys = [source.key for source in listed]
+    noisy = storage.pair_references(keys, config.noisy, argument="noisy") if config.noisy else [None] * len(keys)
+    return [{"uri": s.uri, "key": s.key, "noisy_uri": uri} for s, uri in zip(listed, noisy, strict=True)]
+
+
+def _list_patches(shards: ShardSet, *, split: Any) -> list[dict[str, Any]]:
+    """List stored patches; the key of one is that of its picture and its place there."""
+    rows = []
+    for file in shards.files[split]:
+        places = iter(read_places(file))
+        for group, count in enumerate(file.groups):
+            for row in range(count):
+                uri, key, y, x = next(places)
+                place = {"shard": str(file.path), "group": group, "row": row}
+                rows.append({"uri": uri, "key": f"{key}@{y},{x}", **place})
+    return rows
+
+
+def _check_shards(config: EvaluateConfig, shards: ShardSet) -> None:
+    split: Any = config.split or "test"
+    if config.noisy is not None:
+        raise ValueError("noisy given with shards; allowed: pairs that raydenoise prepare --noisy --clean put there")
+    if shards.paired and config.sigma is not None:
+        raise ValueError("sigma given, and the shards hold pairs; allowed: leave it out")
+    if shards.paired and config.sigma_source in ("known", "both"):
+        raise ValueError(f"sigma_source is {config.sigma_source!r}, and the shards hold pairs; allowed: auto")
+    if not shards.rows(split):
+        held = ", ".join(f"{name} {shards.rows(name)}" for name in shards.files)
+        raise ValueError(
+            f"shards {str(shards.root)!r} hold no patch for {split}; allowed: a split with patches: {held}"
+        )
+
+
+def read_models(config: EvaluateConfig) -> Models:
+    """Read the models, each once, here; a model is named by its card, or as given where two would share a name.
+
+    Raises:
+        ValueError: there is no such model or method.
+    """
+    read: dict[str, tuple[ModelFiles, Card] | None] = {}
+    for given in config.models:
+        if given in CLASSICAL:
+            check_installed(given)
+            read[given] = None
+        else:
+            try:
+                locate(given)
+            except ValueError as error:
+                raise ValueError(f"{error}; or a classical method: {', '.join(CLASSICAL)}") from error
+            read[given] = read_files(given)
+    wanted = {given: given if model is None else model[1].name for given, model in read.items()}
+    taken = [NOISY, *wanted.values()]
+    models: Models = {}
+    for given, model in read.items():
+        alone = taken.count(wanted[given]) == 1
+        models[wanted[given] if alone or model is None else given] = model
+    assert len(models) == len(read)
+    return models
+
+
+def _check_model(task: Task, name: str, card: Card) -> None:
+    if card.channels not in (1, 3):
+        raise ValueError(f"model {name} takes {card.channels} channels; allowed: 1 or 3")
+    try:
+        card.grid(task.config.tile)
+        for sigma in task.sigmas if "known" in task.sources else ():
+            check_sigma(sigma, card=card)
+    except ValueError as error:
+        raise ValueError(f"model {name}: {error}") from error
+
+
+def make_task(config: EvaluateConfig, models: Models, *, paired: bool) -> Task:
+    """Settle what depends on the pictures: which levels, and what the methods are told.
+
+    Raises:
+        ValueError: a model does not take one of the levels, or the tile.
+    """
+    if paired:
+        task = Task(config, sigmas=(), sources=("auto",), shown=None)
+    else:
+        sigmas, source = config.sigma or SIGMAS, config.sigma_source or "both"
+        sources = ("known", "auto") if source == "both" else (source,)
+        task = Task(config, sigmas=sigmas, sources=sources, shown=sorted(sigmas)[len(sigmas) // 2])
+    for name, model in models.items():
+        if model is not None:
+            _check_model(task, name, model[1])
+    return task
+
+
+def _execute(task: Task, *, root: Path, sources: pa.Table, models: Models, plan: Plan) -> pa.Table:
+    """Run the pipeline, publish its rows as they come, and return them all."""
+    config = task.config
+    configure_data(block_bytes=BLOCK_BYTES, verbose=config.verbose)
+    blocks = [sources.slice(first, plan.rows) for first in range(0, len(sources), plan.rows)]
+    results = evaluate(ray.data.from_blocks(blocks), models=models, task=task, plan=plan)
+    writer = RowWriter(root / "results", schema=EVALUATION, now=time.monotonic())
+    waiting = partial(waiting_for_nodes, cpus=plan.cpus, gpus=plan.gpus)
+    begin = "starting Ray and the models"
+    tables: list[pa.Table] = []
+    seen: set[str] = set()
+    failed: set[str] = set()
+    with Display(len(sources), doing="evaluating", begin=begin, quiet=config.quiet, waiting=waiting) as display:
+        try:
+            for rows in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                tables.append(rows)
+                writer.add(rows.select(EVALUATION.names), now=time.monotonic())
+                seen |= set(rows["key"].to_pylist())
+                failed |= set(rows.filter(pc.equal(rows["status"], "error"))["key"].to_pylist())
+                display.update(done=len(seen), failed=len(failed))
+        finally:
+            writer.flush(now=time.monotonic())
+    if len(seen) != len(sources):
+        raise RuntimeError(f"{len(seen)} of {len(sources)} pictures have rows; the others were lost on the way")
+    return pa.concat_tables([table.cast(EVALUATED) for table in tables])
+
+
+def _publish(rows: pa.Table, config: EvaluateConfig, *, root: Path, methods: list[str]) -> dict[str, Any]:
+    """Write summary.json, summary.md and sheet.png; returns the summary."""
+    summary = summarize(rows, methods=methods, seed=config.seed)
+    storage.publish_json(root / "summary.json", summary)
+    storage.publish(root / "summary.md", to_markdown(summary).encode())
+    if any(rows["clean_crop"].is_valid().to_pylist()):
+        draw_sheet(rows, methods=methods, path=root / "sheet.png")
+    return summary
+
+
+def _facts(model: tuple[ModelFiles, Card] | None) -> Mapping[str, Any]:
+    """What the manifest says of a method."""
+    if model is None:
+        return {"kind": "classical"}
+    card = model[1]
+    return {"kind": "network", "sha256": card.sha256, "architecture": card.architecture, "name": card.name}
