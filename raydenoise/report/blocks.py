@@ -234,3 +234,8 @@ def when(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield f"started {begun:%Y-%m-%d %H:%M} UTC"
         if isinstance(finished, str):
             yield f"took {duration((datetime.fromisoformat(finished) - begun).total_seconds())}"
+
+
+def how_it_ran(parts: Mapping[str, Mapping[str, Any] | None]) -> Section:
+    """Show what a manifest holds, under a caption each; what it lacks is left out."""
+    return Section("How it ran", [facts(part, caption=name) for name, part in parts.items() if part], folded=True)

@@ -21,7 +21,7 @@ from raydenoise.report.blocks import (
     Tile,
     decibels,
     duration,
-    facts,
+    how_it_ran,
     number,
     percent,
     when,
@@ -49,15 +49,13 @@ def page(root: Path, manifest: dict[str, Any], *, pictures: int) -> Page:
         _failures(rows, totals),
         _time(rows, totals, manifest),
         _inputs(rows, totals),
-        Section(
-            "How it ran",
-            [
-                facts(manifest.get("config", {}), caption="Options"),
-                facts({**manifest.get("model", {}), "precision": manifest.get("precision")}, caption="Model"),
-                facts(manifest.get("ray", {}), caption="Ray"),
-                facts(manifest.get("versions", {}), caption="Versions"),
-            ],
-            folded=True,
+        how_it_ran(
+            {
+                "Options": manifest.get("config"),
+                "Model": {**manifest.get("model", {}), "precision": manifest.get("precision")},
+                "Ray": manifest.get("ray"),
+                "Versions": manifest.get("versions"),
+            }
         ),
     ]
     model = manifest.get("model", {}).get("name", MISSING)
@@ -228,50 +226,50 @@ def _time(rows: Rows, totals: dict[str, Any], manifest: dict[str, Any]) -> Secti
     started = manifest.get("started_at")
     start = datetime.fromisoformat(started).timestamp() if isinstance(started, str) else totals["first"]
     start = min(start, totals["first"])
-    seconds = max(totals["last"] - start, 0.001)
     count = metrics.bins(totals["pictures"], least=20, most=120)
-    bins = metrics.moments(rows, start=start, end=totals["last"], count=count)
-    found = metrics.stages(rows)
-    spent = sum(stage["total"] for stage in found)
-    table = Table(
-        ("stage", "sum", "share", "mean", "median", "95 %", "longest"),
-        [
-            (
-                stage["stage"],
-                duration(stage["total"]),
-                percent(stage["total"], spent),
-                *(duration(stage[name]) for name in ("mean", "median", "p95", "longest")),
-            )
-            for stage in found
-        ],
-        "tnnnnnn",
-        "Time per stage, a picture at a time; stages and workers overlap",
-    )
-    steady = totals["last"] - totals["first"]
-    rate = number((totals["pictures"] - 1) / steady, 2) if steady > 0 else MISSING
-    sums = {stage["stage"]: stage["total"] for stage in found}
+    seconds = max(totals["last"] - start, 0.001)
+    moments = metrics.moments(rows, start=start, end=start + seconds, count=count)
+    stages = metrics.stages(rows)
+    sums = {stage["stage"]: stage["total"] for stage in stages}
     blocks: list[Block] = [
-        plots.throughput(bins, seconds=seconds, count=count),
+        plots.throughput(moments, seconds=seconds, count=count),
         plots.bars("stages", "Seconds of each stage", sums, xlabel="seconds, all pictures together"),
-        table,
-        Table(
-            ("worker", "pictures", "megapixels", "megapixels a second in the network"),
-            [
-                (
-                    worker["worker"],
-                    number(worker["pictures"]),
-                    number(worker["megapixels"], 1),
-                    number(worker["megapixels"] / worker["infer_s"], 2) if worker["infer_s"] else MISSING,
-                )
-                for worker in metrics.workers(rows)
-            ],
-            "cnnn",
-            "Workers",
-        ),
+        _stages(stages),
+        _workers(rows),
     ]
     text = f"The first picture was finished after {duration(totals['first'] - start)}"
-    text += f"; from then on it were {rate} pictures a second." if steady > 0 else "."
+    steady = totals["last"] - totals["first"]
+    text += f"; from then on it were {(totals['pictures'] - 1) / steady:,.2f} pictures a second." if steady > 0 else "."
     return Section("Time", blocks, text=text)
+
+
+def _stages(stages: list[dict[str, Any]]) -> Table:
+    spent = sum(stage["total"] for stage in stages)
+    lines = [
+        (
+            stage["stage"],
+            duration(stage["total"]),
+            percent(stage["total"], spent),
+            *(duration(stage[name]) for name in ("mean", "median", "p95", "longest")),
+        )
+        for stage in stages
+    ]
+    head = ("stage", "sum", "share", "mean", "median", "95 %", "longest")
+    return Table(head, lines, "tnnnnnn", "Time per stage, a picture at a time; stages and workers overlap")
+
+
+def _workers(rows: Rows) -> Table:
+    lines = [
+        (
+            worker["worker"],
+            number(worker["pictures"]),
+            number(worker["megapixels"], 1),
+            number(worker["megapixels"] / worker["infer_s"], 2) if worker["infer_s"] else MISSING,
+        )
+        for worker in metrics.workers(rows)
+    ]
+    head = ("worker", "pictures", "megapixels", "megapixels a second in the network")
+    return Table(head, lines, "cnnn", "Workers")
 
 
 def _inputs(rows: Rows, totals: dict[str, Any]) -> Section | None:

@@ -19,13 +19,14 @@ from raydenoise.report.blocks import (
     Table,
     Tile,
     decibels,
-    facts,
+    how_it_ran,
     number,
     percent,
     when,
 )
 from raydenoise.report.query import Rows
 
+RAN = {"Options": "config", "Methods": "models", "Versions": "versions"}
 EXTREMES = 3  # pictures that gained least, of each method and level
 RESULTS = pa.schema(  # the columns of EVAL/results that are read here
     [
@@ -54,17 +55,6 @@ def page(root: Path, manifest: dict[str, Any]) -> Page:
     rows = Rows(root / "results", RESULTS)
     summary = _summary(root)
     sets = summary.get("sets", [])
-    failed = summary.get("failed", 0)
-    best = {_level(part): next(iter(part["methods"]), None) for part in sets}
-    tiles = [
-        Tile("pictures", number(summary.get("images")), f"{summary.get('ok', 0):,} with all results"),
-        Tile("failed", number(failed), tone="bad" if failed else "plain"),
-        *(
-            Tile(f"best, {level}", entry["method"], f"PSNR {decibels(entry['psnr'])}")
-            for level, entry in best.items()
-            if entry is not None
-        ),
-    ]
     sections = [
         Section("Verdicts", list(_verdicts(sets))) if sets else Section("Verdicts", [Note("There is no summary yet.")]),
         *(
@@ -76,24 +66,28 @@ def page(root: Path, manifest: dict[str, Any]) -> Page:
         if (sheet := _bytes(root / "sheet.png"))
         else None,
         _failures(summary),
-        Section(
-            "How it ran",
-            [
-                facts(manifest.get("config", {}), caption="Options"),
-                facts(manifest.get("models", {}), caption="Methods"),
-                facts(manifest.get("versions", {}), caption="Versions"),
-            ],
-            folded=True,
-        ),
+        how_it_ran({name: manifest.get(key) for name, key in RAN.items()}),
     ]
     return Page(
         kind="evaluation",
         title=root.name,
         status=str(manifest.get("status", MISSING)),
         facts=[f"{len(manifest.get('models', {}))} methods", *when(manifest)],
-        tiles=tiles,
+        tiles=_tiles(summary),
         sections=[section for section in sections if section is not None],
     )
+
+
+def _tiles(summary: dict[str, Any]) -> list[Tile]:
+    failed = summary.get("failed", 0)
+    return [
+        Tile("pictures", number(summary.get("images")), f"{summary.get('ok', 0):,} with all results"),
+        Tile("failed", number(failed), tone="bad" if failed else "plain"),
+        *(
+            Tile(f"best, {_level(part)}", part["methods"][0]["method"], f"PSNR {decibels(part['methods'][0]['psnr'])}")
+            for part in summary.get("sets", [])
+        ),
+    ]
 
 
 def _summary(root: Path) -> dict[str, Any]:

@@ -51,8 +51,20 @@ def rules(typical: dict[str, Any], config: dict[str, Any]) -> Iterator[Rule]:
         typical: from `metrics.typical`.
         config: of the manifest.
     """
-    strength = float(config.get("strength", 1.0))
-    left = 1 - strength / 2  # half of what was to be removed
+    yield from _of_quality(typical)
+    yield from _of_noise(typical, config)
+    if typical["seconds"]:
+        yield Rule(
+            "Slow",
+            f"more than {SLOW} times the median time, and as much per pixel",
+            f"({SECONDS}) > {SLOW * typical['seconds']} AND "
+            f"({SECONDS}) / ({MEGAPIXELS}) > {SLOW * typical['seconds_per_megapixel']}",
+            SECONDS,
+            "{value:.1f} s",
+        )
+
+
+def _of_quality(typical: dict[str, Any]) -> Iterator[Rule]:
     yield Rule(
         "Denoised is worse than noisy",
         "PSNR against the reference fell: too high a noise level, a reference that does not fit, or a picture unlike "
@@ -69,6 +81,11 @@ def rules(typical: dict[str, Any], config: dict[str, Any]) -> Iterator[Rule]:
             f"-({GAIN})",
             "gain {negative:+.2f} dB",
         )
+
+
+def _of_noise(typical: dict[str, Any], config: dict[str, Any]) -> Iterator[Rule]:
+    strength = float(config.get("strength", 1.0))
+    left = 1 - strength / 2  # half of what was to be removed
     yield Rule(
         "Still noisy",
         f"more than {left:.0%} of the estimated noise is left, and at least {NOISY_LEVEL:g} grey levels",
@@ -100,15 +117,6 @@ def rules(typical: dict[str, Any], config: dict[str, Any]) -> Iterator[Rule]:
             f"abs({z}) > {ROBUST_Z}",
             f"abs({z})",
             "robust z {value:.1f}",
-        )
-    if typical["seconds"]:
-        yield Rule(
-            "Slow",
-            f"more than {SLOW} times the median time, and as much per pixel",
-            f"({SECONDS}) > {SLOW * typical['seconds']} AND "
-            f"({SECONDS}) / ({MEGAPIXELS}) > {SLOW * typical['seconds_per_megapixel']}",
-            SECONDS,
-            "{value:.1f} s",
         )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from raydenoise.data.schema import SPLITS
-from raydenoise.report.blocks import MISSING, Page, Section, Sheet, Table, Tile, facts, number, when
+from raydenoise.report.blocks import MISSING, Page, Section, Sheet, Table, Tile, how_it_ran, number, when
 
 SHEETS = {"train.png": "patches of the training split", "test.png": "patches of the test split"}
 
@@ -27,14 +27,7 @@ def page(root: Path, manifest: dict[str, Any]) -> Page:
         Section("Splits", [_splits(splits)], text="By picture: no picture gives patches to two splits."),
         _reported("Failures", manifest.get("failures", []), failed),
         _reported("Without a patch", manifest.get("skipped", []), images.get("skipped", 0)),
-        Section(
-            "How it ran",
-            [
-                facts(manifest.get("config", {}), caption="Options"),
-                facts(manifest.get("versions", {}), caption="Versions"),
-            ],
-            folded=True,
-        ),
+        how_it_ran({"Options": manifest.get("config"), "Versions": manifest.get("versions")}),
     ]
     return Page(
         kind="shards",

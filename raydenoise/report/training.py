@@ -19,12 +19,14 @@ from raydenoise.report.blocks import (
     decibels,
     duration,
     facts,
+    how_it_ran,
     number,
     readable,
     when,
 )
 from raydenoise.report.query import Rows
 
+RAN = {"Options": "config", "Resources": "resources", "Workers": "workers", "Versions": "versions"}
 POINTS = 600  # of a curve, at most: more would be narrower than a pixel
 LEVELS = {"psnr": "mean", "psnr_15": "sigma 15", "psnr_25": "sigma 25", "psnr_50": "sigma 50"}
 SHOWN_OF_CARD = ("name", "architecture", "arguments", "channels", "noise_map", "sigma_range", "alignment", "radius")
@@ -56,16 +58,7 @@ def page(root: Path, manifest: dict[str, Any]) -> Page:
             ],
         ),
         Section("Recipe", [facts(recipe)], folded=True),
-        Section(
-            "How it ran",
-            [
-                facts(manifest.get("config", {}), caption="Options"),
-                facts(manifest.get("resources", {}), caption="Resources"),
-                facts(manifest.get("workers", {}), caption="Workers"),
-                facts(manifest.get("versions", {}), caption="Versions"),
-            ],
-            folded=True,
-        ),
+        how_it_ran({name: manifest.get(key) for name, key in RAN.items()}),
     ]
     return Page(
         kind="training",
