@@ -15,6 +15,7 @@ import numpy as np
 import ray
 import ray.train
 from ray.train.tensorflow import TensorflowTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydenoise.config import TrainConfig
 from raydenoise.config.options import assignments, shown
@@ -114,7 +115,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
 
 def _train(config: TrainConfig, task: Task, resources: Resources) -> tuple[Path, dict[str, str]]:
     """Run the worker group to the end; returns the folder of the best checkpoint, and where the last group ran."""
-    board = ray.remote(Board).options(num_cpus=0).remote()
+    # Beside the driver: it must outlive every other node, and Ray would place it anywhere.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
     logging.getLogger("ray.train").setLevel(logging.INFO if config.verbose else logging.CRITICAL)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # 60 s are few on a busy machine
     validated = task.shards.rows("validation") > 0
@@ -335,12 +338,12 @@ def finish(config: TrainConfig, task: Task, started: "Bundle", checkpoint: Path)
     from raydenoise.training import state
 
     root, recipe = task.run, task.recipe
+    before = _scores(started.model, task.shards) if config.init is not None else {}
     weights, facts = state.averaged(checkpoint, count=len(started.model.weights))
     started.model.set_weights(weights)
-    scores: dict[str, Any] = {"step": facts.step}
-    for split in ("validation", "test"):
-        if task.shards.rows(split):
-            scores[split] = score(started.model, task.shards, split)
+    scores: dict[str, Any] = {"step": facts.step, **_scores(started.model, task.shards)}
+    for split, reached in before.items():
+        scores[split] |= {key.replace("denoised", "init"): value for key, value in reached.items() if "denoised" in key}
     sigma_range = started.card.sigma_range
     card = replace(
         started.card,
@@ -363,6 +366,10 @@ def finish(config: TrainConfig, task: Task, started: "Bundle", checkpoint: Path)
         write_h5(started.model, card.architecture, card.arguments, root / "autoencoder.h5")
     learning_curve(root / METRICS, path=root / CURVE)
     return {"output": str(root), "steps": recipe.steps, "seconds": round(facts.seconds, 1), **scores}
+
+
+def _scores(model: Any, shards: ShardSet) -> dict[str, dict[str, float]]:
+    return {split: score(model, shards, split) for split in ("validation", "test") if shards.rows(split)}
 
 
 def score(model: Any, shards: ShardSet, split: Any) -> dict[str, float]:
@@ -399,7 +406,13 @@ def write_h5(model: Any, architecture: str, arguments: dict[str, Any], path: Pat
 
     fixed = networks.build(architecture, **arguments).model
     fixed.set_weights(model.get_weights())
-    fixed.save(path)
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)  # Keras warns that the format is old, which is why it is written
+    try:
+        fixed.save(path)
+    finally:
+        absl.setLevel(level)
 
 
 def command(config: TrainConfig) -> str:
