@@ -213,7 +213,7 @@ def print_training(summary: dict[str, Any]) -> None:
                 level = name.removeprefix("psnr_denoised").replace("_", " at sigma ")
                 noisy = summary[split][name.replace("denoised", "noisy")]
                 init = summary[split].get(name.replace("denoised", "init"))
-                before = "" if init is None else f"; before this training {init:.2f} dB"
+                before = "" if init is None else f"; init {init:.2f} dB"
                 told = f"PSNR {noisy:.2f} dB -> {value:.2f} dB ({value - noisy:+.2f} dB{before})"
                 table.add_row(f"{split}{level}", told)
     table.add_row("bundle", Text(str(Path(summary["output"]) / "bundle")))

@@ -148,4 +148,4 @@ def test_a_fine_tuning_tells_what_the_bundle_reached_before(capsys: pytest.Captu
     print_training({"output": "run", "steps": 60, "seconds": 12.4, "step": 60, "test": scores})
     out = capsys.readouterr().out
     assert "60 steps in 12 s; best at step 60" in out
-    assert "PSNR 20.00 dB -> 27.50 dB (+7.50 dB; before this training 25.25 dB)" in out
+    assert "PSNR 20.00 dB -> 27.50 dB (+7.50 dB; init 25.25 dB)" in out
