@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -14,6 +15,13 @@ from raydenoise import __version__, config
 Summary = dict[str, Any]
 
 DONE, BROKEN, BAD_ARGUMENTS, SOME_FAILED = 0, 1, 2, 3
+# What TensorFlow prints at every start: information and warnings, each with its place in the source, and what belongs
+# to them. Errors stay.
+START_UP = re.compile(
+    r"(\d{4}-\d\d-\d\d [\d:.]+: )?[IW](\d{4} [\d:.]+ +\d+)? \S+:\d+\] "
+    r"|WARNING: All log messages before absl::InitializeLog"
+    r"|To enable the following instructions: "
+)
 
 
 class Settings(Protocol):
@@ -231,8 +239,8 @@ def _run(verb: str, settings: Settings, *, pipeline: Callable[[], Summary], show
         except KeyboardInterrupt:
             return _fail(verb, "interrupted; what was finished is in the output folder", BROKEN, verbose=False)
         except Exception as error:
-            said = _last_lines(aside)
-            message = f"{said}the job broke: {type(error).__name__}: {error}"
+            sys.stderr.write(_last_lines(aside))
+            message = f"the job broke: {type(error).__name__}: {error}"
             return _fail(verb, message, BROKEN, verbose=settings.verbose)
     if settings.json:
         print(json.dumps(summary, ensure_ascii=False))
@@ -298,12 +306,12 @@ def _is_descriptor_2(stream: object) -> bool:
 
 
 def _last_lines(native: IO[bytes] | None, count: int = 10) -> str:
-    """The end of what native code printed: it may say why a job broke."""
+    """The end of what native code printed, without TensorFlow's start: it may say why a job broke."""
     if native is None:
         return ""
     native.seek(0)
-    lines = native.read().decode(errors="replace").splitlines()[-count:]
-    return "".join(line + "\n" for line in lines)
+    lines = native.read().decode(errors="replace").splitlines()
+    return "".join(line + "\n" for line in [line for line in lines if not START_UP.match(line)][-count:])
 
 
 if __name__ == "__main__":

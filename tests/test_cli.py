@@ -206,3 +206,27 @@ def test_bad_flags_of_train_exit_with_2(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit, match=r"^2$"):
         cli.main(["train", "shards"])
     assert "raydenoise train: error: output missing" in capsys.readouterr().err
+
+
+def test_a_broken_job_tells_what_native_code_said_but_not_how_tensorflow_starts(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from raydenoise.pipelines import prepare
+
+    start_up = (
+        b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n"
+        b"I0000 00:00:1764014400.123456   12345 port.cc:153] oneDNN custom operations are on.\n"
+        b"W0000 00:00:1764014400.123457   12345 gpu_device.cc:2342] Cannot dlopen some GPU libraries.\n"
+        b"2026-11-24 20:00:00.123456: I tensorflow/core/platform/cpu_feature_guard.cc:210] This binary is optimized\n"
+        b"To enable the following instructions: AVX2 FMA, in other operations, rebuild TensorFlow with ...\n"
+    )
+    said = b"E0000 00:00:1764014401.5   12345 cuda_driver.cc:28] out of memory\n[2026-11-24 20:00:01 E 7 7] node died\n"
+
+    def broken(_: object) -> dict[str, object]:
+        os.write(2, start_up + said)
+        raise RuntimeError("no more memory")
+
+    monkeypatch.setattr(prepare, "run", broken)
+    assert cli.main(["prepare", str(pictures), "--output", str(tmp_path / "out")]) == 1
+    message = f"{said.decode()}raydenoise prepare: the job broke: RuntimeError: no more memory\n"
+    assert capsys.readouterr().err == message

@@ -36,8 +36,12 @@ class PrepareConfig:
     noisy: str | None = option("instead of INPUT: a folder of noisy pictures", default=None, metavar="DIR")
     clean: str | None = option("and one of their clean ones, under the same paths", default=None, metavar="DIR")
     patch: int = option("side of a patch in pixels", default=128, read=int, metavar="PX")
-    stride: int | None = option("between patches; by default a patch", default=None, read=int, metavar="PX")
-    count: int | None = option("patches at random places of each picture instead", default=None, read=int, metavar="N")
+    stride: int | None = option(
+        "pixels from patch to patch of the grid; by default --patch: no overlap", default=None, read=int, metavar="PX"
+    )
+    count: int | None = option(
+        "instead of a grid: patches at random places of each picture", default=None, read=int, metavar="N"
+    )
     scale: tuple[float, float] | None = option(
         "shrink first by a factor, or by a random one of LOW:HIGH",
         default=None,
@@ -48,7 +52,10 @@ class PrepareConfig:
     )
     # Of 2,419 patches of photographs none has less than 1, 0.1% less than 2: borders and drawn backgrounds have.
     flat: float = option(
-        "drop patches that deviate less, in 8-bit grey levels; 0 keeps all", default=1.0, read=float, metavar="LEVELS"
+        "drop patches that deviate less from one colour, in 8-bit grey levels; 0 keeps all",
+        default=1.0,
+        read=float,
+        metavar="LEVELS",
     )
     split: tuple[float, float, float] = option(
         "shares of pictures for train,validation,test",
@@ -60,7 +67,7 @@ class PrepareConfig:
     seed: int = option("of everything that is random", default=0, read=int, metavar="N")
     limit: int | None = option("stop after the first N pictures by name", default=None, read=int, metavar="N")
     max_pixels: int = option(
-        "larger pictures are reported as failed", default=DEFAULT_MAX_PIXELS, read=int, metavar="N"
+        "pictures of more pixels are reported as failed", default=DEFAULT_MAX_PIXELS, read=int, metavar="N"
     )
     address: str | None = option(
         "Ray cluster; by default RAY_ADDRESS, else a private local Ray", default=None, metavar="RAY"

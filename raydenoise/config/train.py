@@ -58,7 +58,9 @@ class TrainConfig:
         metavar="NAME=N[,N]",
     )
     init: str | None = option("begin with a bundle's weights: fine-tuning", default=None, metavar="NAME|PATH")
-    freeze_encoder: bool = option("train what follows the first up-sampling layer alone", default=False, read=bool)
+    freeze_encoder: bool = option(
+        "with --init: train what follows the first up-sampling layer alone", default=False, read=bool
+    )
     workers: int = option("processes that share each batch; on GPUs one per GPU", default=1, read=int, metavar="N")
     gpus_per_worker: float | None = option(
         "GPUs of each (0: none); by default 1 where there are GPUs", default=None, read=float, metavar="F"
@@ -74,9 +76,13 @@ class TrainConfig:
     validate_every: int | None = option("steps; by default an epoch", default=None, read=int, metavar="STEPS")
     batch_size: int = option("patches per step, over all workers", default=Recipe.batch_size, read=int, metavar="N")
     patch: int = option("side of the crop of a stored patch, pixels", default=Recipe.patch, read=int, metavar="PX")
-    learning_rate: float = option("at its peak", default=Recipe.learning_rate, read=float, metavar="F")
+    learning_rate: float = option(
+        "at its peak; adam and adamw want about 0.001", default=Recipe.learning_rate, read=float, metavar="F"
+    )
     schedule: str = option("of the learning rate", default=Recipe.schedule, choices=get_args(Schedule))
-    warmup_steps: int = option("over which the learning rate rises", default=Recipe.warmup_steps, read=int, metavar="N")
+    warmup_steps: int = option(
+        "over which the learning rate rises: far fewer than --steps", default=Recipe.warmup_steps, read=int, metavar="N"
+    )
     optimizer: str = option("muon learns fastest", default=Recipe.optimizer, choices=get_args(OptimizerName))
     weight_decay: float = option("decoupled; not of adam", default=Recipe.weight_decay, read=float, metavar="F")
     loss: str = option(
@@ -114,7 +120,12 @@ class TrainConfig:
         "share of patches with noise as 8-bit files hold it", default=Recipe.quantized_share, read=float, metavar="F"
     )
     precision: str = option("number format of the layers", default="auto", choices=TRAINING_PRECISIONS)
-    ema: float = option("momentum of the averaged weights; 0: none", default=Recipe.ema, read=float, metavar="F")
+    ema: float = option(
+        "momentum of the averaged weights, which ship; below 2,000 steps lower, or 0: none",
+        default=Recipe.ema,
+        read=float,
+        metavar="F",
+    )
     clip_norm: float = option(
         "bound of the gradient's global norm; 0: none", default=Recipe.clip_norm, read=float, metavar="F"
     )
@@ -126,7 +137,7 @@ class TrainConfig:
         metavar="NAMES",
     )
     seed: int = option("of everything that is random", default=Recipe.seed, read=int, metavar="N")
-    resume: bool = option("go on with the run in RUN", default=False, read=bool)
+    resume: bool = option("go on with the stopped run in RUN", default=False, read=bool)
     address: str | None = option(
         "Ray cluster; by default RAY_ADDRESS, else a private local Ray", default=None, metavar="RAY"
     )

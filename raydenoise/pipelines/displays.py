@@ -55,7 +55,7 @@ class TrainDisplay:
             elif news["step"] != said and time.monotonic() - last >= LINE_SECONDS:
                 left = (self._steps - news["step"]) * news["batch_size"] / news["rate"]
                 line = f"step {news['step']} of {self._steps}: {training_line(news)}, about {left:.0f} s left"
-                self._console.print(line, markup=False)
+                self._console.print(line, markup=False, soft_wrap=True)
                 said, last = news["step"], time.monotonic()
 
 

@@ -1,5 +1,6 @@
 """The end of a training: the bundle with its card and scores, the learning curve."""
 
+import logging
 import platform
 import shlex
 from dataclasses import asdict, fields, replace
@@ -30,12 +31,12 @@ def finish(config: TrainConfig, task: Task, started: "Bundle", checkpoint: Path)
     from raydenoise.training import state
 
     root, recipe = task.run, task.recipe
+    before = _scores(started.model, task.shards) if config.init is not None else {}
     weights, facts = state.averaged(checkpoint, count=len(started.model.weights))
     started.model.set_weights(weights)
-    scores: dict[str, Any] = {"step": facts.step}
-    for split in ("validation", "test"):
-        if task.shards.rows(split):
-            scores[split] = score(started.model, task.shards, split)
+    scores: dict[str, Any] = {"step": facts.step, **_scores(started.model, task.shards)}
+    for split, reached in before.items():
+        scores[split] |= {key.replace("denoised", "init"): value for key, value in reached.items() if "denoised" in key}
     sigma_range = started.card.sigma_range
     card = replace(
         started.card,
@@ -58,6 +59,10 @@ def finish(config: TrainConfig, task: Task, started: "Bundle", checkpoint: Path)
         write_h5(started.model, card.architecture, card.arguments, root / "autoencoder.h5")
     learning_curve(root / METRICS, path=root / CURVE)
     return {"output": str(root), "steps": recipe.steps, "seconds": round(facts.seconds, 1), **scores}
+
+
+def _scores(model: Any, shards: ShardSet) -> dict[str, dict[str, float]]:
+    return {split: score(model, shards, split) for split in ("validation", "test") if shards.rows(split)}
 
 
 def score(model: Any, shards: ShardSet, split: Any) -> dict[str, float]:
@@ -94,7 +99,13 @@ def write_h5(model: Any, architecture: str, arguments: dict[str, Any], path: Pat
 
     fixed = networks.build(architecture, **arguments).model
     fixed.set_weights(model.get_weights())
-    fixed.save(path)
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)  # Keras warns that the format is old, which is why it is written
+    try:
+        fixed.save(path)
+    finally:
+        absl.setLevel(level)
 
 
 def command(config: TrainConfig) -> str:

@@ -110,7 +110,7 @@ def plan(config: Request, *, private: bool, reserved: float = 0.0) -> Resources:
         there = f"{possible.get('GPU', 0):g} GPUs of {where}"
         raise ValueError(f"workers is {config.workers} with a GPU each; allowed: at most the {there}")
     most = math.floor(100 * (total / config.workers - LEAST_READING)) / 100
-    cpus = config.cpus_per_worker or _share(total, config.workers, gpus)
+    cpus = config.cpus_per_worker or _placed(_share(total, config.workers, gpus), config.workers)
     if not 0 < cpus <= most:
         raise ValueError(
             f"cpus_per_worker is {cpus:g} for {config.workers} workers: that would leave none of the {total:g} CPUs of "
@@ -127,3 +127,13 @@ def _share(total: float, workers: int, gpus: float) -> float:
     if free >= 1:
         return 1.0 if gpus else float(int(free))
     return math.floor(50 * total / workers) / 100  # half for reading on the smallest machines
+
+
+def _placed(share: float, workers: int) -> float:
+    """Shrink a share until the nodes that are up hold all workers, in whole CPUs: no worker spans two nodes.
+
+    Nodes that are yet to come are not known: where those that are up never hold them, the share stays.
+    """
+    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    held = (cpus for cpus in range(int(share), 0, -1) if sum(node // cpus for node in nodes) >= workers)
+    return float(next(held, share))

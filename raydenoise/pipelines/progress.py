@@ -124,7 +124,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def _rate(self) -> float:
         elapsed = time.monotonic() - self._started_work
@@ -164,7 +164,10 @@ def print_training(summary: dict[str, Any]) -> None:
             if name.startswith("psnr_denoised"):
                 level = name.removeprefix("psnr_denoised").replace("_", " at sigma ")
                 noisy = summary[split][name.replace("denoised", "noisy")]
-                table.add_row(f"{split}{level}", f"PSNR {noisy:.2f} dB -> {value:.2f} dB ({value - noisy:+.2f} dB)")
+                init = summary[split].get(name.replace("denoised", "init"))
+                before = "" if init is None else f"; init {init:.2f} dB"
+                told = f"PSNR {noisy:.2f} dB -> {value:.2f} dB ({value - noisy:+.2f} dB{before})"
+                table.add_row(f"{split}{level}", told)
     table.add_row("bundle", Text(str(Path(summary["output"]) / "bundle")))
     console.print(table)
 

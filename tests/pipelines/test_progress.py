@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from raydenoise.data.schema import metrics_table
-from raydenoise.pipelines.progress import SHOWN_FAILURES, Display, Totals, print_prepared, print_summary
+from raydenoise.pipelines.progress import SHOWN_FAILURES, Display, Totals, print_prepared, print_summary, print_training
 
 
 def ok(key: str, *, height: int = 1000, width: int = 2000, **more: Any) -> dict[str, Any]:
@@ -141,3 +141,11 @@ def test_a_display_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None
     with Display(3, doing="surveying", begin="starting Ray", quiet=True, waiting=lambda: None):
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_a_fine_tuning_tells_what_the_bundle_reached_before(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = {"psnr_noisy": 20.0, "psnr_denoised": 27.5, "psnr_init": 25.25}
+    print_training({"output": "run", "steps": 60, "seconds": 12.4, "step": 60, "test": scores})
+    out = capsys.readouterr().out
+    assert "60 steps in 12 s; best at step 60" in out
+    assert "PSNR 20.00 dB -> 27.50 dB (+7.50 dB; init 25.25 dB)" in out

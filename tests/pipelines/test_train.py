@@ -224,6 +224,7 @@ def test_pairs_fine_tune_a_bundle_with_its_encoder_frozen(
     assert any(moved)
     assert not all(moved)
     card = bundle.load(tmp_path / "run" / "bundle").card
+    assert card.scores["test"]["psnr_denoised"] > card.scores["test"]["psnr_init"]  # of weights that were random
     assert card.training["recipe"]["noise"] == "paired"
     assert card.training["init"] == str(tiny_bundle)
 

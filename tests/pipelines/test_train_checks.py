@@ -271,8 +271,16 @@ def test_what_the_shell_would_expand_is_quoted() -> None:
 
 
 def planned(
-    monkeypatch: pytest.MonkeyPatch, *, there: dict[str, float], private: bool = True, cores: int = 4, **options: Any
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    there: dict[str, float],
+    nodes: tuple[int, ...] = (),
+    private: bool = True,
+    cores: int = 4,
+    **options: Any,
 ) -> group.Resources:
+    up = [{"Alive": True, "Resources": {"CPU": float(cpus)}} for cpus in nodes]
+    monkeypatch.setattr(group.ray, "nodes", lambda: up)
     monkeypatch.setattr(group.ray, "cluster_resources", lambda: there if private else {})
     monkeypatch.setattr(group, "possible_resources", lambda: there)
     monkeypatch.setattr(group, "cores", lambda: cores)
@@ -299,6 +307,24 @@ def test_each_worker_takes_a_gpu_where_there_are_gpus(monkeypatch: pytest.Monkey
     assert made == group.Resources(cpus=1, gpus=1, threads=None, read_cpus=7.25)
     made = planned(monkeypatch, there={"CPU": 33, "GPU": 4}, workers=4, private=False, gpus_per_worker=0.0)
     assert made == group.Resources(cpus=8, gpus=0, threads=8, read_cpus=0.25)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "cpus"),
+    [
+        ((0, 8, 8), 1, 8),  # not 15 of 16
+        ((0, 8, 8), 2, 7),
+        ((0, 8, 8), 3, 4),  # not 5: one node would have to hold two of them
+        ((3, 3, 3), 4, 1),
+        ((0,), 2, 7),  # what the autoscaler brings is not known
+    ],
+)
+def test_a_share_fits_on_the_nodes(
+    monkeypatch: pytest.MonkeyPatch, nodes: tuple[int, ...], workers: int, cpus: int
+) -> None:
+    there = {"CPU": float(sum(nodes) or 16)}
+    made = planned(monkeypatch, there=there, nodes=nodes, private=False, workers=workers, batch_size=8 * workers)
+    assert made.cpus == cpus
 
 
 @pytest.mark.parametrize(
