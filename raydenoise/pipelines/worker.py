@@ -127,7 +127,7 @@ def _strategy(task: Task, workers: int) -> tf.distribute.Strategy:
     """Settle the threads and join the group."""
     if task.threads is not None:
         tf.config.threading.set_intra_op_parallelism_threads(task.threads)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(task.threads)
     if not assigned_gpus():  # on a CPU it costs nothing; a GPU would lose speed
         tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(task.recipe.seed)
