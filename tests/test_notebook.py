@@ -67,7 +67,7 @@ def test_the_commands_that_it_names_are_understood(notebook: Any) -> None:
     named = [shlex.split(command)[1:] for command in re.findall(r"`(raydenoise \w+ [^`]+)`", text)]
     assert {verb for verb, *_ in named} <= {*cli.VERBS, "tune"}
     for verb, *words in named:
-        if verb in CONFIGS:
+        if verb in CONFIGS:  # what they leave out is --output
             parse(CONFIGS[verb], [*words, "--output", "out"], prog="", description="")
 
 
