@@ -45,9 +45,7 @@ class DenoiseConfig:
         metavar="auto|N",
     )
     strength: float = option("0 keeps the noisy picture, 1 is fully denoised", default=1.0, read=float, metavar="S")
-    tta: int = option(
-        "mean over 1, 2, 4 or 8 flips and turns: better, and as much slower", default=1, read=int, metavar="N"
-    )
+    tta: int = option("mean over 1, 2, 4 or 8 flips and turns: as many times slower", default=1, read=int, metavar="N")
     reference: str | None = option("folder of clean pictures for PSNR, SSIM, MSE", default=None, metavar="DIR")
     format: str = option("of the written pictures", default="keep", choices=FORMATS)
     quality: int = option("of JPEG and WebP, 1 to 100 (WebP at 100 is lossless)", default=95, read=int, metavar="N")
