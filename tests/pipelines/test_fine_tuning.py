@@ -17,7 +17,7 @@ from raydenoise import cli
 from raydenoise.data.manifest import Output
 from raydenoise.model.card import read_card
 from raydenoise.pipelines import denoise, prepare, train
-from raydenoise.report import read_metrics
+from raydenoise.report.sheets import read_metrics
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "training.md"
 HEADING = "## Fine-tuning the default model on your own pairs"
