@@ -2,6 +2,8 @@
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,6 +19,7 @@ from raydenoise.data.storage import publish, publish_json
 # Of the manifests; shards have theirs beside what reads them.
 DENOISING_KIND, TRAINING_KIND = "raydenoise denoising", "raydenoise training"
 EVALUATION_KIND = "raydenoise evaluation"
+MANIFEST = "manifest.json"
 PART_ROWS = 10_000  # rows of a metrics file: about 1 MB
 PART_SECONDS = 30.0  # a killed driver loses at most this much of the metrics
 
@@ -40,7 +43,7 @@ class Output:
     @property
     def manifest(self) -> Path:
         """What ran and how it ended."""
-        return self.root / "manifest.json"
+        return self.root / MANIFEST
 
     def check_free(self) -> None:
         """Raise ValueError where the folder already holds a run or cannot be one."""
@@ -51,9 +54,25 @@ class Output:
                 f"output {str(self.root)!r} already holds a run ({', '.join(held)}); allowed: another folder"
             )
 
-    def write_manifest(self, content: dict[str, Any]) -> None:
-        """Replace the manifest."""
-        publish_json(self.manifest, content)
+
+@contextmanager
+def recorded(root: Path, manifest: dict[str, Any]) -> Iterator[None]:
+    """Keep a run's manifest: that it runs, then how it ended, and when; what the run adds to it meanwhile as well.
+
+    Its status is `running`, `finished`, `interrupted` (Ctrl-C, `ray job stop`) or `broken`.
+    """
+    manifest |= {"status": "running", "started_at": utc_now().isoformat()}
+    publish_json(root / MANIFEST, manifest)
+    manifest["status"] = "broken"  # unless it ends otherwise
+    try:
+        yield
+        manifest["status"] = "finished"
+    except (KeyboardInterrupt, SystemExit):
+        manifest["status"] = "interrupted"
+        raise
+    finally:
+        manifest["finished_at"] = utc_now().isoformat()
+        publish_json(root / MANIFEST, manifest)
 
 
 def check_writable(root: Path) -> None:

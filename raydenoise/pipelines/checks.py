@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from raydenoise.config import TrainConfig, TuneConfig
 from raydenoise.config.options import nearest
-from raydenoise.data.manifest import TRAINING_KIND, check_empty
+from raydenoise.data.manifest import MANIFEST, TRAINING_KIND, check_empty
 from raydenoise.data.shards import ShardSet
-from raydenoise.data.storage import publish_json
 from raydenoise.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from raydenoise.model.bundle import Bundle
-
-MANIFEST = "manifest.json"  # in RUN
 
 
 def begin(config: TrainConfig, shards: ShardSet) -> "Bundle":
@@ -163,8 +160,3 @@ def open_run(
             changed = ", ".join(key for key in now if then.get(key) != now[key]) if both else then
             told = "" if isinstance(then, list) else f" ({changed})"
             raise ValueError(f"{holds} a {noun} with another {name}{told}; allowed: the same as before")
-
-
-def write_manifest(root: Path, content: dict[str, Any]) -> None:
-    """Replace RUN/manifest.json."""
-    publish_json(root / MANIFEST, content)

@@ -14,7 +14,7 @@ import ray.data
 
 from raydenoise.config import DenoiseConfig
 from raydenoise.data import storage
-from raydenoise.data.manifest import DENOISING_KIND, Output, RowWriter, utc_now, versions
+from raydenoise.data.manifest import DENOISING_KIND, Output, RowWriter, recorded, versions
 from raydenoise.data.schema import METRICS, SOURCES
 from raydenoise.model.card import Card, check_sigma, locate, read_checked
 from raydenoise.pipelines.progress import Display, Totals
@@ -47,8 +47,6 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
     sources = list_sources(config)
     manifest: dict[str, Any] = {
         "kind": DENOISING_KIND,
-        "status": "running",
-        "started_at": utc_now().isoformat(),
         "config": asdict(config),
         "model": {"name": card.name, "sha256": card.sha256, "architecture": card.architecture},
         "versions": versions(),
@@ -58,22 +56,15 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
         plan = make_plan(config, images=len(sources))
         manifest["tile"] = card.grid(config.tile).tile
         manifest["ray"] = {"address": address or "local", "plan": asdict(plan)}
-        output.write_manifest(manifest)
-        manifest["status"] = "broken"  # unless it ends otherwise
         totals = Totals()
-        try:
-            _execute(config, output=output, sources=sources, files=files, card=card, plan=plan, totals=totals)
-            manifest["status"] = "finished"
-        except ValueError as error:  # Ray's task errors take the type of their cause: no argument is to blame here
-            raise RuntimeError(str(error)) from error
-        except (KeyboardInterrupt, SystemExit):  # `ray job stop` raises the latter
-            manifest["status"] = "interrupted"
-            raise
-        finally:
-            summary = totals.summary(seconds=time.monotonic() - started, output=str(output.root))
-            manifest["precision"] = sorted(totals.precisions)
-            manifest.update(finished_at=utc_now().isoformat(), summary=summary)
-            output.write_manifest(manifest)
+        with recorded(output.root, manifest):
+            try:
+                _execute(config, output=output, sources=sources, files=files, card=card, plan=plan, totals=totals)
+            except ValueError as error:  # Ray's task errors take the type of their cause: no argument is to blame here
+                raise RuntimeError(str(error)) from error
+            finally:
+                summary = totals.summary(seconds=time.monotonic() - started, output=str(output.root))
+                manifest |= {"precision": sorted(totals.precisions), "summary": summary}
     return summary
 
 

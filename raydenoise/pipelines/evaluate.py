@@ -20,7 +20,7 @@ from raydenoise.config import EvaluateConfig
 from raydenoise.config.evaluate import SIGMAS
 from raydenoise.core.classical import CLASSICAL, check_installed
 from raydenoise.data import storage
-from raydenoise.data.manifest import EVALUATION_KIND, RowWriter, check_empty, utc_now, versions
+from raydenoise.data.manifest import EVALUATION_KIND, RowWriter, check_empty, recorded, versions
 from raydenoise.data.schema import EVALUATED, EVALUATION, EVALUATION_SOURCES
 from raydenoise.data.shards import ShardSet, is_shards, read_manifest, read_places
 from raydenoise.evaluation.sheet import draw_sheet
@@ -61,8 +61,6 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     address = cluster_address(config.address)
     manifest: dict[str, Any] = {
         "kind": EVALUATION_KIND,
-        "status": "running",
-        "started_at": utc_now().isoformat(),
         "config": asdict(config),
         "noise": "pairs" if paired else {"sigmas": task.sigmas},
         "sigma_sources": task.sources,
@@ -72,21 +70,14 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     with session(address, cpus=local_cpus(config), verbose=config.verbose):
         plan = make_plan(config, images=len(sources))
         manifest["ray"] = {"address": address or "local", "plan": asdict(plan)}
-        storage.publish_json(root / "manifest.json", manifest)
-        manifest["status"] = "broken"  # unless it ends otherwise
-        try:
-            rows = _execute(task, root=root, sources=sources, models=models, plan=plan)
+        with recorded(root, manifest):
+            try:
+                rows = _execute(task, root=root, sources=sources, models=models, plan=plan)
+            except ValueError as error:  # Ray's task errors take the type of their cause: no argument is to blame here
+                raise RuntimeError(str(error)) from error
             facts = {"output": str(root), "seconds": round(time.monotonic() - started, 1)}
             summary = facts | _publish(rows, config, root=root, methods=[NOISY, *models])
-            manifest.update(status="finished", summary={name: summary[name] for name in ("images", "ok", "failed")})
-        except ValueError as error:  # Ray's task errors take the type of their cause: no argument is to blame here
-            raise RuntimeError(str(error)) from error
-        except (KeyboardInterrupt, SystemExit):  # `ray job stop` raises the latter
-            manifest["status"] = "interrupted"
-            raise
-        finally:
-            manifest["finished_at"] = utc_now().isoformat()
-            storage.publish_json(root / "manifest.json", manifest)
+            manifest["summary"] = {name: summary[name] for name in ("images", "ok", "failed")}
     return summary
 
 

@@ -16,9 +16,9 @@ from ray.train.tensorflow import TensorflowTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydenoise.config import TrainConfig
-from raydenoise.data.manifest import TRAINING_KIND, utc_now, versions
+from raydenoise.data.manifest import TRAINING_KIND, recorded, versions
 from raydenoise.data.shards import ShardSet, read_manifest
-from raydenoise.pipelines.checks import begin, fingerprint, make_recipe, open_run, write_manifest
+from raydenoise.pipelines.checks import begin, fingerprint, make_recipe, open_run
 from raydenoise.pipelines.displays import TrainDisplay
 from raydenoise.pipelines.finish import finish
 from raydenoise.pipelines.group import Resources, Task, local_cpus, plan
@@ -88,28 +88,16 @@ def run(config: TrainConfig) -> dict[str, Any]:
         task = ready.task(resources, files=model_files(ready.started))
         manifest = {
             "kind": TRAINING_KIND,
-            "status": "running",
-            "started_at": utc_now().isoformat(),
             **facts,
             "config": asdict(config),
             "resources": asdict(resources),
             "ray": address or "local",
             "versions": versions(),
         }
-        write_manifest(root, manifest)
-        try:
+        with recorded(root, manifest):
             best, manifest["workers"] = fit(config, task, resources)
             summary = finish(config, task, ready.started, best)
-            manifest.update(status="finished", summary=summary)
-        except (KeyboardInterrupt, SystemExit):
-            manifest["status"] = "interrupted"
-            raise
-        except Exception:
-            manifest["status"] = "broken"
-            raise
-        finally:
-            manifest["finished_at"] = utc_now().isoformat()
-            write_manifest(root, manifest)
+            manifest["summary"] = summary
     return summary
 
 

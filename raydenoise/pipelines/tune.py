@@ -17,9 +17,9 @@ from ray.tune.schedulers import ASHAScheduler
 from raydenoise import tuning
 from raydenoise.config import TrainConfig, TuneConfig
 from raydenoise.config.space import Space
-from raydenoise.data.manifest import utc_now, versions
+from raydenoise.data.manifest import recorded, versions
 from raydenoise.data.shards import read_manifest
-from raydenoise.pipelines.checks import fingerprint, open_run, write_manifest
+from raydenoise.pipelines.checks import fingerprint, open_run
 from raydenoise.pipelines.combinations import Checked, check
 from raydenoise.pipelines.displays import TuneDisplay
 from raydenoise.pipelines.group import Resources, Task, local_cpus, plan
@@ -100,8 +100,6 @@ def run(config: TuneConfig) -> dict[str, Any]:
         job = Job.of(root, checked, _plan(config, concurrent=concurrent, private=address is None))
         manifest = {
             "kind": KIND,
-            "status": "running",
-            "started_at": utc_now().isoformat(),
             **facts,
             "config": asdict(config),
             "concurrent": concurrent,
@@ -109,21 +107,11 @@ def run(config: TuneConfig) -> dict[str, Any]:
             "ray": address or "local",
             "versions": versions(),
         }
-        write_manifest(root, manifest)
-        try:
+        with recorded(root, manifest):
             search(config, job, combinations, concurrent=concurrent)
             ended = tuning.read_trials(root, combinations)
             summary = conclude(root, space, ended, seconds=time.monotonic() - started)
-            manifest.update(status="finished", summary=summary)
-        except (KeyboardInterrupt, SystemExit):
-            manifest["status"] = "interrupted"
-            raise
-        except Exception:
-            manifest["status"] = "broken"
-            raise
-        finally:
-            manifest["finished_at"] = utc_now().isoformat()
-            write_manifest(root, manifest)
+            manifest["summary"] = summary
     return summary
 
 

@@ -12,13 +12,13 @@ from markupsafe import Markup
 
 from raydenoise import __version__
 from raydenoise.config import ReportConfig
-from raydenoise.data.manifest import DENOISING_KIND, EVALUATION_KIND, TRAINING_KIND, check_writable
+from raydenoise.data.manifest import DENOISING_KIND, EVALUATION_KIND, MANIFEST, TRAINING_KIND, check_writable
 from raydenoise.data.shards import KIND as SHARDS_KIND
 from raydenoise.data.storage import publish
 from raydenoise.report import denoising, evaluation, plots, shards, training
 from raydenoise.report.blocks import Page, data_uri
 
-PAGE, PLOTS, MANIFEST = "report.html", "report", "manifest.json"
+PAGE, PLOTS = "report.html", "report"
 
 Describe = Callable[[Path, dict[str, Any], int], Page]
 KINDS: Mapping[str, Describe] = {

@@ -1,14 +1,25 @@
 """Laws of an output folder: one run each, every row once, a manifest that is always whole."""
 
 import json
+from contextlib import nullcontext
 from datetime import UTC
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydenoise.data.manifest import PART_ROWS, PART_SECONDS, Output, RowWriter, check_empty, utc_now, versions
+from raydenoise.data.manifest import (
+    PART_ROWS,
+    PART_SECONDS,
+    Output,
+    RowWriter,
+    check_empty,
+    recorded,
+    utc_now,
+    versions,
+)
 from raydenoise.data.schema import METRICS, metrics_table
 
 
@@ -40,7 +51,7 @@ def test_a_folder_with_a_run_is_not_free(tmp_path: Path, held: list[str]) -> Non
     output = Output(tmp_path)
     for name in held:
         if name == "manifest.json":
-            output.write_manifest({})
+            output.manifest.write_text("{}")
         else:
             (tmp_path / name).mkdir()
     names = ", ".join(held)
@@ -74,20 +85,28 @@ def test_a_file_is_no_empty_folder(tmp_path: Path) -> None:
         check_empty(tmp_path / "out")
 
 
-def test_a_manifest_is_json_and_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_manifest_tells_how_a_run_ended(tmp_path: Path) -> None:
     output = Output(tmp_path / "new")
-    for content in (
-        {"status": "running", "input": "grüße/日本 \n\"'\\"},
-        {"status": "finished", "config": {"tile": None}},
-    ):
-        output.write_manifest(content)
-        assert json.loads(output.manifest.read_text(encoding="utf-8")) == content
+    ends: list[tuple[str, type[BaseException] | None]] = [
+        ("finished", None),
+        ("broken", OSError),
+        ("interrupted", KeyboardInterrupt),
+        ("interrupted", SystemExit),
+    ]
+    for status, raised in ends:
+        manifest: dict[str, Any] = {"input": "grüße/日本 \n\"'\\"}
+        with pytest.raises(raised) if raised else nullcontext(), recorded(output.root, manifest):
+            begun = json.loads(output.manifest.read_text(encoding="utf-8"))
+            manifest["more"] = {"tile": None}
+            if raised:
+                raise raised
+        ended = json.loads(output.manifest.read_text(encoding="utf-8"))
+        assert (begun["status"], ended["status"]) == ("running", status)
+        assert begun["started_at"] == ended["started_at"] <= ended["finished_at"]
+        assert ended["input"] == manifest["input"]
+        assert ended["more"] == {"tile": None}
     assert [path.name for path in output.root.iterdir()] == ["manifest.json"]
-
-
-def test_unicode_in_a_manifest_is_legible(tmp_path: Path) -> None:
-    Output(tmp_path).write_manifest({"input": "grüße"})
-    assert "grüße" in (tmp_path / "manifest.json").read_text(encoding="utf-8")
+    assert "grüße" in output.manifest.read_text(encoding="utf-8")
 
 
 def test_rows_wait_until_they_are_many(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from raydenoise.config import TrainConfig, parse
 from raydenoise.core.noise import estimate_sigma
 from raydenoise.data.schema import TRAINING
 from raydenoise.data.shards import Patch, ShardSet, write_shard
+from raydenoise.data.storage import publish_json
 from raydenoise.model import bundle
 from raydenoise.model.networks import Planes
 from raydenoise.pipelines import checks, finish, group, train
@@ -231,7 +232,7 @@ def test_only_the_same_stopped_run_is_resumed(tmp_path: Path, content: Any, mess
 
 @pytest.mark.parametrize("status", ["running", "broken", "interrupted"])
 def test_a_stopped_run_is_resumed(tmp_path: Path, status: str) -> None:
-    checks.write_manifest(tmp_path, {"kind": checks.TRAINING_KIND, "status": status, **FACTS})
+    publish_json(tmp_path / "manifest.json", {"kind": checks.TRAINING_KIND, "status": status, **FACTS})
     checks.open_run(config(resume=True), tmp_path, FACTS)
 
 
