@@ -70,7 +70,7 @@ def denoise(argv: Sequence[str] | None = None) -> int:
         return denoise.run(settings)
 
     def show(summary: Summary) -> None:
-        from raydenoise.pipelines.progress import print_summary
+        from raydenoise.pipelines.summaries import print_summary
 
         print_summary(summary)
 
@@ -92,7 +92,7 @@ def prepare(argv: Sequence[str] | None = None) -> int:
         return prepare.run(settings)
 
     def show(summary: Summary) -> None:
-        from raydenoise.pipelines.progress import print_prepared
+        from raydenoise.pipelines.summaries import print_prepared
 
         print_prepared(summary)
 
@@ -114,7 +114,7 @@ def train(argv: Sequence[str] | None = None) -> int:
         return train.run(settings)
 
     def show(summary: Summary) -> None:
-        from raydenoise.pipelines.progress import print_training
+        from raydenoise.pipelines.summaries import print_training
 
         print_training(summary)
 
@@ -156,7 +156,7 @@ def tune(argv: Sequence[str] | None = None) -> int:
         return tune.run(settings)
 
     def show(summary: Summary) -> None:
-        from raydenoise.pipelines.progress import print_tuning
+        from raydenoise.pipelines.summaries import print_tuning
 
         print_tuning(summary)
 
@@ -222,7 +222,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
         return evaluate.run(settings)
 
     def show(summary: Summary) -> None:
-        from raydenoise.pipelines.progress import print_evaluation
+        from raydenoise.pipelines.summaries import print_evaluation
 
         print_evaluation(summary)
 

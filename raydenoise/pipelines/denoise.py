@@ -17,7 +17,7 @@ from raydenoise.data import storage
 from raydenoise.data.manifest import DENOISING_KIND, Output, RowWriter, recorded, versions
 from raydenoise.data.schema import METRICS, SOURCES
 from raydenoise.model.card import Card, check_sigma, locate, read_checked
-from raydenoise.pipelines.progress import Display, Totals
+from raydenoise.pipelines.displays import Display
 from raydenoise.pipelines.session import (
     Plan,
     cluster_address,
@@ -28,6 +28,7 @@ from raydenoise.pipelines.session import (
     waiting_for_nodes,
 )
 from raydenoise.pipelines.stages import DenoiseActor, FusedActor, ModelFiles, Stages, decode_batch, publish_batch
+from raydenoise.pipelines.summaries import Totals
 
 BLOCK_BYTES = 4096  # a few metrics rows, or one picture: rows come as they are done, not at the end of a task
 GPU_BATCH = 4  # pictures handed to a GPU actor at a time; Ray wants a number with num_gpus

@@ -27,8 +27,8 @@ from raydenoise.evaluation.sheet import draw_sheet
 from raydenoise.evaluation.summary import summarize, to_markdown
 from raydenoise.model.card import Card, check_sigma, locate
 from raydenoise.pipelines.denoise import read_files
+from raydenoise.pipelines.displays import Display
 from raydenoise.pipelines.evaluator import NOISY, Evaluator, Task, classical, network
-from raydenoise.pipelines.progress import Display
 from raydenoise.pipelines.session import (
     Plan,
     cluster_address,

@@ -22,7 +22,7 @@ from raydenoise.data.manifest import check_empty, utc_now, versions
 from raydenoise.data.schema import FAILURES, PICTURES, SHARDS, SPLITS, SURVEY, WRITTEN
 from raydenoise.data.shards import read_shard, write_manifest
 from raydenoise.pipelines.cutter import Cutter
-from raydenoise.pipelines.progress import SHOWN_FAILURES, Display
+from raydenoise.pipelines.displays import Display
 from raydenoise.pipelines.session import (
     cluster_address,
     configure_data,
@@ -31,6 +31,7 @@ from raydenoise.pipelines.session import (
     task_rows,
     waiting_for_nodes,
 )
+from raydenoise.pipelines.summaries import SHOWN_FAILURES
 from raydenoise.report.sheets import patch_sheet
 
 BLOCK_BYTES = 4096  # a few rows: they come as they are done

@@ -1,9 +1,6 @@
-"""What a person sees while a job runs and when it ends."""
+"""What a person sees when a job ends."""
 
 import sys
-import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,14 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from raydenoise.config.space import shown_value
 from raydenoise.evaluation.summary import HEADINGS, cells, title
 
-LINE_SECONDS = 10.0  # between two lines where the output is no terminal
 SHOWN_FAILURES = 5
 
 
@@ -68,91 +63,6 @@ class Totals:
             "without_reference": self.unpaired,
             "first_failures": [{"key": key, "error": error} for key, error in self.failures],
         }
-
-
-class Display:
-    """A progress bar on a terminal, a line every ten seconds elsewhere, nothing when quiet. Writes to stderr.
-
-    Args:
-        total: pictures.
-        doing: what is done to them, such as "denoising".
-        begin: what comes first, such as "starting Ray".
-        quiet: show nothing.
-        waiting: tells why nothing comes, where it knows.
-    """
-
-    def __init__(self, total: int, *, doing: str, begin: str, quiet: bool, waiting: Callable[[], str | None]) -> None:
-        self._total, self._doing, self._begin, self._waiting = total, doing, begin, waiting
-        self._done = self._failed = 0
-        self._console = Console(stderr=True, quiet=quiet, highlight=False)
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-        self._stop = threading.Event()
-        self._ticker = threading.Thread(target=self._tick, daemon=True)
-
-    def __enter__(self) -> "Display":
-        self._started = time.monotonic()
-        if self._console.is_terminal and not self._console.quiet:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-            )
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console)
-            self._task = self._bar.add_task(self._begin, total=self._total, rate="")
-            self._bar.start()
-        else:
-            self._console.print(f"{self._doing} {self._total} pictures: {self._begin}")
-        self._ticker.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._ticker.join()
-        if self._bar is not None:
-            self._bar.stop()
-
-    def update(self, *, done: int, failed: int) -> None:
-        """Show how far the job is."""
-        if not self._done:
-            self._started_work = time.monotonic()
-            self._before = done
-        self._done, self._failed = done, failed
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, description=self._doing, rate=self._rate_text())
-
-    def say(self, text: str) -> None:
-        """Print one line."""
-        self._console.print(text, markup=False, soft_wrap=True)
-
-    def _rate(self) -> float:
-        elapsed = time.monotonic() - self._started_work
-        return (self._done - self._before) / elapsed if elapsed > 1 else 0.0
-
-    def _rate_text(self) -> str:
-        return f"{self._rate():.1f} images/s, {self._failed} failed" if self._done else ""
-
-    def _tick(self) -> None:
-        said = None
-        last = time.monotonic()
-        while not self._stop.wait(1.0):
-            if time.monotonic() - last < LINE_SECONDS:
-                continue
-            last = time.monotonic()
-            reason = None if self._done else self._waiting()
-            if reason is not None and reason != said:
-                self.say(reason)
-                said = reason
-            if self._bar is None and self._done < self._total:
-                self._line()
-
-    def _line(self) -> None:
-        if not self._done:
-            return
-        rate = self._rate()
-        left = f", about {(self._total - self._done) / rate:.0f} s left" if rate else ""
-        self.say(f"{self._done} of {self._total} pictures, {self._rate_text()}{left}")
 
 
 def print_training(summary: dict[str, Any]) -> None:

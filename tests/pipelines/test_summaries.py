@@ -1,11 +1,16 @@
 """Laws of the totals: they count every row once and average what was measured."""
 
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from raydenoise import tuning
 from raydenoise.data.schema import metrics_table
-from raydenoise.pipelines.progress import SHOWN_FAILURES, Display, Totals, print_prepared, print_summary, print_training
+from raydenoise.pipelines import displays
+from raydenoise.pipelines.displays import Display, TrainDisplay, TuneDisplay
+from raydenoise.pipelines.summaries import SHOWN_FAILURES, Totals, print_prepared, print_summary, print_training
 
 
 def ok(key: str, *, height: int = 1000, width: int = 2000, **more: Any) -> dict[str, Any]:
@@ -141,6 +146,35 @@ def test_a_display_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None
     with Display(3, doing="surveying", begin="starting Ray", quiet=True, waiting=lambda: None):
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_a_training_tells_its_step(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(displays, "LOOK_SECONDS", 0.01)
+    news: list[dict[str, Any]] = [{}, {"step": 20, "batch_size": 8, "rate": 4.0, "loss": 0.5, "psnr": {"psnr": 27.5}}]
+    looked = threading.Event()
+
+    def read() -> dict[str, Any]:
+        if len(news) == 1:
+            looked.set()
+            raise OSError("the board is gone")
+        return news.pop()
+
+    with TrainDisplay(100, quiet=False, read=read):
+        assert looked.wait(10)
+    first, line = capsys.readouterr().err.splitlines()
+    assert first == "training for 100 steps: starting Ray and the workers"
+    assert line == "step 20 of 100: loss 0.50000, validation 27.50 dB, 4 patches/s, about 160 s left"
+
+
+def test_a_tuning_tells_each_trial_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = [{"depth": 1}, {"depth": 2}, {"depth": 3}]
+    tuning.record(tmp_path, 0, status="finished")
+    with TuneDisplay(tmp_path, drawn, quiet=False):
+        tuning.record(tmp_path, 2, status="error", error="no luck")
+    first, line = capsys.readouterr().err.splitlines()
+    assert first == "tuning with 3 trials, 1 of them before: starting Ray and the workers"
+    assert line.startswith("trial 2 (depth")
+    assert line.endswith("error at step 0: no luck")
 
 
 def test_a_fine_tuning_tells_what_the_bundle_reached_before(capsys: pytest.CaptureFixture[str]) -> None:
