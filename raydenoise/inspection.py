@@ -11,6 +11,7 @@ from rich.text import Text
 
 from raydenoise.config import InspectConfig
 
+WIDTH = 160  # characters at least: a table that wraps is none
 TILES = (512, 1024)  # pixels, sides of the window, halo included
 
 
@@ -40,6 +41,7 @@ def run(config: InspectConfig) -> dict[str, Any]:
 def show(summary: Mapping[str, Any]) -> None:
     """Print a description to stdout."""
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    console.width = max(console.width, WIDTH)
     console.print(_facts(summary))
     console.print()
     console.print(_layers(summary))
@@ -90,7 +92,9 @@ def _work(summary: Mapping[str, Any]) -> str:
 def _layers(summary: Mapping[str, Any]) -> Table:
     table = Table(box=None, header_style="bold")
     for title in ("layer", "kind", "output", "kernel", "parameters", "kMAC/pixel"):
-        table.add_column(title, justify="left" if title in ("layer", "kind", "output", "kernel") else "right")
+        table.add_column(
+            title, justify="left" if title in ("layer", "kind", "output", "kernel") else "right", no_wrap=True
+        )
     for layer in summary["layers"]:
         kernel = "x".join(map(str, layer["kernel"])) if layer["kernel"] else ""
         macs = "?" if layer["macs"] is None else f"{layer['macs'] / 1000:.2f}" if layer["macs"] else ""

@@ -172,8 +172,8 @@ def _row(
     for setting in settings:
         denoised, level = _denoised(denoisers[setting.model], noisy, window, setting, estimate)
         psnr = _psnr(clean, denoised)
-        told = "" if level is None or setting.sigma != "auto" else f"sigma {level:.1f}  "
-        cells.append(Cell(denoised, told + _measured(psnr, before)))
+        told = [f"sigma {level:.1f}"] if level is not None and setting.sigma == "auto" else []
+        cells.append(Cell(denoised, ", ".join([*told, *([_measured(psnr, before)] if psnr else [])])))
         found.append(psnr)
     if config.reference:
         cells.append(Cell(np.full_like(noisy[window], 255) if clean is None else clean, "" if note is None else note))

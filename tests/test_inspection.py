@@ -29,7 +29,7 @@ def test_the_default_is_described_for_people(capsys: pytest.CaptureFixture[str])
     for line in (
         "RGB pictures and the noise level, sigma 0 to 75",
         "1,406,784",
-        "kMAC per pixel; 197.9 in tiles of 512, 152.2 in tiles of 1024 (halo included)",
+        "kMAC per pixel; 198.7 in tiles of 512, 152.9 in tiles of 1024 (halo included)",
         "54 pixels around a cell of 4x4; halo 56",
         "H/2 x W/2 x 48",
         "CBSD68: 15 33.6, 25 30.94, 50 27.7",

@@ -17,8 +17,8 @@ def space(tmp_path: Path, text: str) -> Space:
 
 
 FULL = """
-learning-rate: {loguniform: [1e-4, 1e-2]}
-clip_norm: {uniform: [0.05, 0.5]}
+learning-rate: {loguniform: [1e-4, 1.0e-2]}
+clip_norm: {uniform: [0.05, 0.05e1]}
 batch_size: {choice: [8, 16]}
 loss: {choice: [l1, charbonnier]}
 sigma: {choice: ["0:55", [5, 75], 25]}

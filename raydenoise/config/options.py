@@ -45,7 +45,7 @@ def assignments(values: Mapping[str, object]) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its traps for ranges and rates: 5:50 is no number to the base of 60, and 4e-3 is one."""
+    """YAML 1.1 without its traps for ranges and rates: 5:50 is no number to the base of 60, 4e-3 and 1.5e3 are."""
 
     def text_or_number(self, node: yaml.ScalarNode) -> object:
         """Leave what has a colon as it is written."""
@@ -57,7 +57,7 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.text_or_number)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.text_or_number)
-_EXPONENT = re.compile(r"[-+]?\d+e[-+]?\d+$", re.IGNORECASE)
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?e[-+]?\d+$", re.IGNORECASE)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
 
 Config = TypeVar("Config")
