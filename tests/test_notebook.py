@@ -105,6 +105,7 @@ def run(notebook: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, **paramete
     return {"scores": scores, "best": best, "losses": losses}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_it_runs_to_its_end(
     notebook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_for_its_commands: str

@@ -68,13 +68,16 @@ def cluster_address(given: str | None) -> str | None:
 
 
 @contextmanager
-def session(address: str | None, *, cpus: int, gpus: int | None = None, verbose: bool) -> Iterator[None]:
+def session(
+    address: str | None, *, cpus: int, gpus: int | None = None, dashboard: bool = False, verbose: bool
+) -> Iterator[None]:
     """Connect to the cluster or start a private local Ray, quiet unless asked, and leave it at the end.
 
     Args:
         address: of the cluster; None for a private local Ray.
         cpus: that a private local Ray declares.
         gpus: that it declares; None for those of the machine.
+        dashboard: start its dashboard too, which answers questions about actors.
         verbose: let Ray talk.
 
     Raises:
@@ -83,7 +86,7 @@ def session(address: str | None, *, cpus: int, gpus: int | None = None, verbose:
     level = logging.INFO if verbose else logging.ERROR
     common = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
     if address is None:
-        ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, **common)
+        ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=dashboard, **common)
     else:
         try:
             ray.init(address=address, **common)

@@ -95,7 +95,8 @@ def run(config: TuneConfig) -> dict[str, Any]:
     }
     open_run(config, root, facts, kind=KIND, noun="tuning")
     address = cluster_address(config.address)
-    with session(address, cpus=_local_cpus(config), verbose=config.verbose):
+    # Without a dashboard Ray Train never learns that a trial was stopped, and keeps its workers' CPUs for ever.
+    with session(address, cpus=_local_cpus(config), dashboard=True, verbose=config.verbose):
         concurrent = config.concurrent or _concurrent(config, private=address is None)
         job = Job.of(root, checked, _plan(config, concurrent=concurrent, private=address is None))
         manifest = {

@@ -72,6 +72,7 @@ def one_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_ray")
 def test_the_commands_beat_the_default_model_on_pairs_it_never_saw(
     pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

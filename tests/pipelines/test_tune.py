@@ -19,7 +19,7 @@ from raydenoise import tuning
 from raydenoise.config import TrainConfig, TuneConfig, parse
 from raydenoise.config.space import Space
 from raydenoise.data.shards import read_manifest
-from raydenoise.pipelines import train, tune
+from raydenoise.pipelines import group, train, tune
 from tests.pipelines.test_train import write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray")
@@ -59,6 +59,7 @@ def good_one_first(path: Path) -> int:
     return next(s for s in range(100) if [one["learning_rate"] for one in space.draw(3, seed=s)] == wanted)
 
 
+@pytest.mark.slow
 def test_a_tuning_leaves_a_table_a_plot_and_a_config_that_trains(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,7 +67,7 @@ def test_a_tuning_leaves_a_table_a_plot_and_a_config_that_trains(
     settings = config(tmp_path / "work", shards, grace=0.1, reduction=2.0)
     settings = replace(settings, seed=good_one_first(Path(settings.space)))
     ray.init(
-        address="local", num_cpus=4, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        address="local", num_cpus=4, num_gpus=0, include_dashboard=True, log_to_driver=False, logging_level="ERROR"
     )
     try:
         for module in (train, tune):
@@ -147,7 +148,7 @@ def written(root: Path, number: int) -> dict[str, int]:
     [
         (
             "loss: {choice: [l1, l2]}\n",
-            r"combination of the space, loss l2: loss is 'l2'; allowed: l1, mse, charbonnier$",
+            r"combination of the space, loss l2: loss is 'l2'; allowed: l1, mse, charbonnier, psnr$",
         ),
         ("batch_size: {choice: [8, 7]}\n", r"batch_size 7: batch_size is 7 for 2 workers; allowed: a multiple"),
         ("batch_size: {choice: [8, 100000]}\n", r"batch_size 100000: "),
@@ -195,6 +196,7 @@ def test_a_tuning_is_resumed_with_the_same_space_alone(shards: Path, tmp_path: P
 
 
 def test_trials_share_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shards: Path) -> None:
+    monkeypatch.setattr(group.ray, "nodes", list)
     settings = config(tmp_path / "work", shards, concurrent=2)
     monkeypatch.setattr(tune.ray, "cluster_resources", lambda: {"CPU": 4.0})
     monkeypatch.setattr("raydenoise.pipelines.group.cores", lambda: 2)
