@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
-from raydenoise.config.options import option
+from raydenoise.config.options import address_option, option, quiet_option
 from raydenoise.core.image import DEFAULT_MAX_PIXELS, Format
 from raydenoise.core.tiling import check_ensemble
 
@@ -61,10 +61,8 @@ class DenoiseConfig:
     precision: str = option("number format of the network", default="auto", choices=PRECISIONS)
     limit: int | None = option("stop after the first N pictures by name", default=None, read=int, metavar="N")
     max_pixels: int = option("larger pictures become error rows", default=DEFAULT_MAX_PIXELS, read=int, metavar="N")
-    address: str | None = option(
-        "Ray cluster; by default RAY_ADDRESS, else a private local Ray", default=None, metavar="RAY"
-    )
-    quiet: bool = option("print errors only", default=False, read=bool)
+    address: str | None = address_option()
+    quiet: bool = quiet_option()
     json: bool = option("print the summary as one JSON line", default=False, read=bool)
     verbose: bool = option("let Ray and TensorFlow talk", default=False, read=bool)
 

@@ -6,7 +6,7 @@ from math import inf
 from typing import Literal
 
 from raydenoise.config.denoise import PRECISIONS, actors, allocatable
-from raydenoise.config.options import option, shown
+from raydenoise.config.options import address_option, option, quiet_option, shown
 from raydenoise.core.image import DEFAULT_MAX_PIXELS
 from raydenoise.core.tiling import check_ensemble
 
@@ -69,10 +69,8 @@ class EvaluateConfig:
     precision: str = option("number format of the networks", default="auto", choices=PRECISIONS)
     limit: int | None = option("stop after the first N pictures by name", default=None, read=int, metavar="N")
     max_pixels: int = option("larger pictures become error rows", default=DEFAULT_MAX_PIXELS, read=int, metavar="N")
-    address: str | None = option(
-        "Ray cluster; by default RAY_ADDRESS, else a private local Ray", default=None, metavar="RAY"
-    )
-    quiet: bool = option("print errors only", default=False, read=bool)
+    address: str | None = address_option()
+    quiet: bool = quiet_option()
     json: bool = option("print the summary as one JSON line", default=False, read=bool)
     verbose: bool = option("let Ray and TensorFlow talk", default=False, read=bool)
 

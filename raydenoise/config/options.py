@@ -31,6 +31,16 @@ def option(
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
 
+def address_option() -> Any:
+    """Where the Ray of a verb is."""
+    return option("Ray cluster; by default RAY_ADDRESS, else a private local Ray", default=None, metavar="RAY")
+
+
+def quiet_option() -> Any:
+    """Print errors only."""
+    return option("print errors only", default=False, read=bool)
+
+
 def shown(value: object, comma: str = ",") -> str:
     """Write a value as the command line takes it."""
     return comma.join(map(str, value)) if isinstance(value, tuple) else str(value)

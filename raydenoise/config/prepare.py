@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass
 from math import inf
 
-from raydenoise.config.options import option, shown
+from raydenoise.config.options import address_option, option, quiet_option, shown
 from raydenoise.core.image import DEFAULT_MAX_PIXELS
 
 
@@ -69,10 +69,8 @@ class PrepareConfig:
     max_pixels: int = option(
         "pictures of more pixels are reported as failed", default=DEFAULT_MAX_PIXELS, read=int, metavar="N"
     )
-    address: str | None = option(
-        "Ray cluster; by default RAY_ADDRESS, else a private local Ray", default=None, metavar="RAY"
-    )
-    quiet: bool = option("print errors only", default=False, read=bool)
+    address: str | None = address_option()
+    quiet: bool = quiet_option()
     json: bool = option("print the summary as one JSON line", default=False, read=bool)
     verbose: bool = option("let Ray talk", default=False, read=bool)
 

@@ -6,7 +6,7 @@ from math import inf
 from pathlib import Path
 
 from raydenoise.config.denoise import Sigma, sigma
-from raydenoise.config.options import option
+from raydenoise.config.options import option, quiet_option
 from raydenoise.core.image import DEFAULT_MAX_PIXELS
 
 
@@ -62,7 +62,7 @@ class PreviewConfig:
         "number format of the network", default="auto", choices=("auto", "float32", "bfloat16", "float16")
     )
     max_pixels: int = option("larger pictures are skipped", default=DEFAULT_MAX_PIXELS, read=int, metavar="N")
-    quiet: bool = option("print errors only", default=False, read=bool)
+    quiet: bool = quiet_option()
     json: bool = option("print the summary as one JSON line", default=False, read=bool)
     verbose: bool = option("let TensorFlow talk", default=False, read=bool)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from raydenoise.config.options import option
+from raydenoise.config.options import option, quiet_option
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class ReportConfig:
         "folder for report.html and report/*.png; by default the folder itself", default=None, metavar="DIR"
     )
     pictures: int = option("best and as many worst pictures to show; 0: none", default=3, read=int, metavar="N")
-    quiet: bool = option("print errors only", default=False, read=bool)
+    quiet: bool = quiet_option()
     json: bool = option("print where the report is as one JSON line", default=False, read=bool)
     verbose: bool = option("print the whole trace of an error", default=False, read=bool)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from math import inf
 from typing import Any, get_args
 
-from raydenoise.config.options import option
+from raydenoise.config.options import address_option, option, quiet_option
 from raydenoise.core.patches import Augmentation
 from raydenoise.training.recipe import Loss, NoiseName, OptimizerName, Recipe, Schedule
 
@@ -138,10 +138,8 @@ class TrainConfig:
     )
     seed: int = option("of everything that is random", default=Recipe.seed, read=int, metavar="N")
     resume: bool = option("go on with the stopped run in RUN", default=False, read=bool)
-    address: str | None = option(
-        "Ray cluster; by default RAY_ADDRESS, else a private local Ray", default=None, metavar="RAY"
-    )
-    quiet: bool = option("print errors only", default=False, read=bool)
+    address: str | None = address_option()
+    quiet: bool = quiet_option()
     json: bool = option("print the summary as one JSON line", default=False, read=bool)
     verbose: bool = option("let Ray and TensorFlow talk", default=False, read=bool)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import inf
 
-from raydenoise.config.options import option
+from raydenoise.config.options import address_option, option, quiet_option
 
 SCHEDULERS = ("asha", "none")
 
@@ -47,10 +47,8 @@ class TuneConfig:
         "of the drawing; that of the trainings is an option of the space", default=0, read=int, metavar="N"
     )
     resume: bool = option("go on with the tuning in TUNE", default=False, read=bool)
-    address: str | None = option(
-        "Ray cluster; by default RAY_ADDRESS, else a private local Ray", default=None, metavar="RAY"
-    )
-    quiet: bool = option("print errors only", default=False, read=bool)
+    address: str | None = address_option()
+    quiet: bool = quiet_option()
     json: bool = option("print the summary as one JSON line", default=False, read=bool)
     verbose: bool = option("let Ray and TensorFlow talk", default=False, read=bool)
 

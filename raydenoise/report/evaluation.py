@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
+from raydenoise.data.schema import EVALUATION
 from raydenoise.report import plots
 from raydenoise.report.blocks import (
     MISSING,
@@ -28,17 +27,6 @@ from raydenoise.report.query import Rows
 
 RAN = {"Options": "config", "Methods": "models", "Versions": "versions"}
 EXTREMES = 3  # pictures that gained least, of each method and level
-RESULTS = pa.schema(  # the columns of EVAL/results that are read here
-    [
-        ("key", pa.string()),
-        ("status", pa.string()),
-        ("method", pa.string()),
-        ("sigma", pa.float64()),
-        ("sigma_source", pa.string()),
-        ("psnr", pa.float64()),
-        ("psnr_noisy", pa.float64()),
-    ]
-)
 GAIN = "psnr - psnr_noisy"
 
 
@@ -52,7 +40,7 @@ def page(root: Path, manifest: dict[str, Any]) -> Page:
     Raises:
         ValueError: summary.json or the results cannot be read.
     """
-    rows = Rows(root / "results", RESULTS)
+    rows = Rows(root / "results", EVALUATION)
     summary = _summary(root)
     sets = summary.get("sets", [])
     sections = [
