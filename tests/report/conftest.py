@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raydenoise.data.manifest import DENOISING_KIND, EVALUATION_KIND, TRAINING_KIND
-from raydenoise.data.schema import METRICS, TRAINING, metrics_table
+from raydenoise.data.schema import EVALUATION, METRICS, TRAINING, metrics_table
 from raydenoise.data.shards import Patch, write_manifest, write_shard
 from raydenoise.report.sheets import patch_sheet
 from tests.report.rows import STARTED, MakeOut
@@ -168,7 +168,7 @@ def evaluation(tmp_path: Path) -> Path:
         better = {"method": "default", "sigma_source": "known"}
         sets.append({"sigma": sigma, "methods": methods, "comparisons": [{"verdict": verdict, "better": better}]})
     rows.append({"key": "broken.png", "status": "error"})
-    pq.write_table(pa.Table.from_pylist(rows), root / "results" / "part-00000.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, schema=EVALUATION), root / "results" / "part-00000.parquet")
     failures = [{"key": "broken.png", "error": "no byte"}]
     summary = {"images": 11, "ok": 10, "failed": 1, "sets": sets, "first_failures": failures}
     (root / "summary.json").write_text(json.dumps(summary))
