@@ -3,6 +3,7 @@
 import io
 import logging
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from raydenoise.core.codecs.exif import (
     read_ifd,
     tree,
 )
+from raydenoise.core.codecs.jpeg import check_strip
 
 # It reports every damaged tag; here those are errors or notes.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -44,20 +46,28 @@ _TIFF_STORAGE = {258, 273, 279, 320, 324, 325, 347}  # tags without which nothin
 _REDUCED, _MASK = 1, 4  # bits of tag 254, NewSubfileType; of the old tag 255, 1 is a full picture
 _DNG_VERSION = 50706
 _LARGE_TILE = 4096 * 4096  # pixels, in a picture that is smaller
+_MOST_DIRECTORIES = 65_536
+_MOST_TABLES = 1 << 26  # bytes of directories: 5 s to read; those of 65,536 pages have a quarter
+_JPEG = 7
+_BLOCK = 1 << 22  # samples turned at once, so that floats take little memory
 
 
 def read_tiff(data: bytes, *, max_pixels: int) -> Decoded:
     """Read the one full page of a TIFF or BigTIFF file."""
     order, big, at = read_header(data)
-    chain = _tiff_chain(data, at, order=order, big=big)
-    full = [i for i, ifd in enumerate(chain) if _is_full(ifd)]
+    first, directories, full, page = None, 0, 0, None
+    for index, ifd in enumerate(_tiff_chain(data, at, order=order, big=big)):
+        first, directories = first or ifd, directories + 1
+        if _is_full(ifd):
+            full += 1
+            if page is None:
+                page, place = ifd, index
     # DNG and CR2 say what they are; NEF and ARW have previews only.
-    if not full or _DNG_VERSION in chain[0].fields or data[8:10] == b"CR":
+    if page is None or first is None or _DNG_VERSION in first.fields or data[8:10] == b"CR":
         raise ImageError("unsupported", "a camera raw file or previews only; develop it to a TIFF file first")
-    page = chain[full[0]]
     check_size(page.number(256, 0), page.number(257, 0), max_pixels=max_pixels)
     stack = re.match(rb"ImageJ=[^\0]*\nimages=(\d+)", page.raw(_DESCRIPTION))
-    pages = max(len(full), int(stack[1]) if stack else 1)
+    pages = max(full, int(stack[1]) if stack else 1)
     if pages > 1:
         raise ImageError("multi_page", f"a TIFF file of {pages} pages; allowed: one; split it first")
     if page.outside & _TIFF_STORAGE:
@@ -65,10 +75,10 @@ def read_tiff(data: bytes, *, max_pixels: int) -> Decoded:
     _check_tiff_layout(page)
     _check_tiff_data(page)
     notes = []
-    others = len(chain) - 1 + len(page.numbers(330))
+    others = directories - 1 + len(page.numbers(330))
     if others:
         notes.append(f"{others} of the TIFF file's directories (previews, masks) not kept")
-    samples = _tiff_samples(data, full[0])
+    samples = _tiff_samples(data, place)
     wanted = EXIF_TAGS | {ORIENTATION, *POINTERS}
     try:
         exif = _tiff_exif(page, wanted, big=big)
@@ -79,18 +89,22 @@ def read_tiff(data: bytes, *, max_pixels: int) -> Decoded:
     return Decoded(samples, icc, exif, _tiff_dpi(page), (*notes, *more))
 
 
-def _tiff_chain(data: bytes, at: int, *, order: str, big: bool) -> list[Ifd]:
-    chain: list[Ifd] = []
+def _tiff_chain(data: bytes, at: int, *, order: str, big: bool) -> Iterator[Ifd]:
+    """Read one directory after the other, none twice."""
     seen = set()
     tables = 0
     while at and at not in seen:
         seen.add(at)
-        chain.append(read_ifd(data, at, order=order, big=big))
-        tables += chain[-1].next_at - at
+        ifd = read_ifd(data, at, order=order, big=big)
+        tables += ifd.next_at - at
         if tables > len(data):  # a trap: they would take hours to read
             raise ImageError("corrupt", "the TIFF file's directories overlap")
-        at = chain[-1].next
-    return chain
+        if tables > _MOST_TABLES or len(seen) > _MOST_DIRECTORIES:
+            raise ImageError(
+                "multi_page", f"a TIFF file of over {_MOST_DIRECTORIES:,} directories or entries; allowed: one page"
+            )
+        yield ifd
+        at = ifd.next
 
 
 def _is_full(ifd: Ifd) -> bool:
@@ -146,6 +160,12 @@ def _check_tiff_data(page: Ifd) -> None:
     missing = needed - sum(inside[:needed])
     if missing:
         raise ends("TIFF", page.block, f"without {missing} of its {needed} strips or tiles")
+    read, samples = sum(counts[:needed]), page.number(277, 1) * (1 + (page.number(258, 1) > 8))
+    if read > size + width * height * samples:  # a trap: each would be the whole file, read thousands of times
+        raise ImageError("corrupt", f"the TIFF file's strips or tiles overlap: {read:,} bytes in {size:,}")
+    if page.number(259, 1) == _JPEG:
+        for start, count in zip(offsets[:needed], counts, strict=False):
+            check_strip(page.block[start : start + count], width=across, height=down)
 
 
 def _tiff_samples(data: bytes, index: int) -> NDArray[Any]:
@@ -184,8 +204,11 @@ def _tiff_colour(
     if extra == 0:
         return samples[..., :colours], icc, ("a fourth channel of unspecified meaning not kept",)
     if extra == 1:
-        alpha = np.maximum(samples[..., colours:].astype(np.float64), 1)
-        samples[..., :colours] = np.minimum(np.rint(samples[..., :colours] * float(most) / alpha), most)
+        rows = max(1, _BLOCK // (samples.shape[1] * samples.shape[2]))
+        for y in range(0, len(samples), rows):
+            part = samples[y : y + rows]
+            alpha = np.maximum(part[..., colours:].astype(np.float64), 1)
+            part[..., :colours] = np.minimum(np.rint(part[..., :colours] * float(most) / alpha), most)
         return samples, icc, ("premultiplied alpha divided out",)
     return samples, icc, ()
 
