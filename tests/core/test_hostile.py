@@ -14,6 +14,7 @@ import imagecodecs
 import numpy as np
 import PIL.Image
 import pytest
+import tifffile
 
 from raydenoise.core.codecs import tiff
 from raydenoise.core.image import EXTENSIONS, ImageError, decode
@@ -111,6 +112,37 @@ def test_strips_of_tiff_cannot_share_their_bytes_thousands_of_times() -> None:
     assert (shared.pixels[..., 0] == np.arange(100)).all()
 
 
+LZW_THAT_KILLED = bytes.fromhex("001d0340")  # found by fuzzing, 20,000 files of seed 3; CLEAR, then code 398
+
+
+def test_imagecodecs_unpacks_no_lzw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its 2026.3.6 reads a table that nobody filled: a crash, or another result with each state of the heap."""
+    asked: list[object] = []
+    monkeypatch.setattr(imagecodecs, "lzw_decode", lambda *values, **_: asked.append(values))
+    for strip in (LZW_THAT_KILLED, LZW_THAT_KILLED * 50):
+        assert refused(tiff_of([strip], compression=5)).startswith("corrupt: the tiff file of ")
+    values = np.random.default_rng(0).integers(0, 9, (50, 70, 3), np.uint8)
+    layouts = [{}, {"tile": (16, 32)}, {"rowsperstrip": 7}, {"predictor": True}, {"byteorder": ">", "predictor": True}]
+    for layout in layouts:
+        for array in (values, values.astype(np.uint16) * 999):
+            buffer = io.BytesIO()
+            tifffile.imwrite(buffer, array, photometric="rgb", compression="lzw", **layout)
+            assert np.array_equal(decode(buffer.getvalue()).pixels, array), layout
+    for planes in (values, values[..., 0]):  # planes one behind the other; one bit
+        buffer = io.BytesIO()
+        if planes.ndim == 3:
+            moved = np.ascontiguousarray(np.moveaxis(planes, 2, 0))
+            tifffile.imwrite(
+                buffer, moved, photometric="rgb", planarconfig="separate", compression="lzw", rowsperstrip=9
+            )
+            expected = planes
+        else:
+            PIL.Image.fromarray(planes > 4).save(buffer, "TIFF", compression="tiff_lzw")
+            expected = (planes > 4)[..., None] * np.uint8(255)
+        assert np.array_equal(decode(buffer.getvalue()).pixels, expected)
+    assert asked == []
+
+
 def test_a_jpeg_of_endless_scans_is_refused() -> None:
     """Each scan may be a few bytes and runs over all pixels."""
     data = jpeg(progressive=True)
@@ -167,7 +199,7 @@ def test_alpha_is_divided_out_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """In floats at once, 200 megapixels would take 15 GB."""
     buffer = io.BytesIO()
     values = np.random.default_rng(0).integers(0, 256, (13, 22, 4), np.uint8)
-    tiff.tifffile.imwrite(buffer, values, photometric="rgb", extrasamples=["assocalpha"])
+    tifffile.imwrite(buffer, values, photometric="rgb", extrasamples=["assocalpha"])
     whole = decode(buffer.getvalue())
     monkeypatch.setattr(tiff, "_BLOCK", 200)
     assert np.array_equal(decode(buffer.getvalue()).pixels, whole.pixels)

@@ -24,6 +24,7 @@ from raydenoise.core.codecs.exif import (
     tree,
 )
 from raydenoise.core.codecs.jpeg import check_strip
+from raydenoise.core.codecs.lzw import Strips, unpacked
 
 # It reports every damaged tag; here those are errors or notes.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -48,7 +49,7 @@ _DNG_VERSION = 50706
 _LARGE_TILE = 4096 * 4096  # pixels, in a picture that is smaller
 _MOST_DIRECTORIES = 65_536
 _MOST_TABLES = 1 << 26  # bytes of directories: 5 s to read; those of 65,536 pages have a quarter
-_JPEG = 7
+_LZW, _JPEG = 5, 7
 _BLOCK = 1 << 22  # samples turned at once, so that floats take little memory
 
 
@@ -73,12 +74,12 @@ def read_tiff(data: bytes, *, max_pixels: int) -> Decoded:
     if page.outside & _TIFF_STORAGE:
         raise ends("TIFF", data, "inside its description")
     _check_tiff_layout(page)
-    _check_tiff_data(page)
+    strips = _tiff_strips(page)
     notes = []
     others = directories - 1 + len(page.numbers(330))
     if others:
         notes.append(f"{others} of the TIFF file's directories (previews, masks) not kept")
-    samples = _tiff_samples(data, place)
+    samples = _tiff_samples(page, place, strips)
     wanted = EXIF_TAGS | {ORIENTATION, *POINTERS}
     try:
         exif = _tiff_exif(page, wanted, big=big)
@@ -142,38 +143,48 @@ def _photometric(page: Ifd) -> int:
     return page.number(262, 2 if page.number(277, 1) >= 3 else 1)
 
 
-def _check_tiff_data(page: Ifd) -> None:
-    """Refuse a page whose strips or tiles are missing, empty or outside the file; tifffile fills in zeros."""
+def _tiff_strips(page: Ifd) -> Strips:
+    """Find the strips or tiles; refuse a page where some are missing, empty or outside: tifffile fills in zeros."""
     height, width = page.number(257, 0), page.number(256, 0)
-    if 324 in page.fields or 322 in page.fields:
-        across, down = page.number(322, 0), page.number(323, 0)
-        offsets, counts = page.numbers(324), page.numbers(325)
-    else:
-        across, down = width, min(page.number(278, height), height)
-        offsets, counts = page.numbers(273), page.numbers(279)
+    tiled = 324 in page.fields or 322 in page.fields
+    across, down = (
+        (page.number(322, 0), page.number(323, 0)) if tiled else (width, min(page.number(278, height), height))
+    )
+    offsets, counts = (page.numbers(tag) for tag in ((324, 325) if tiled else (273, 279)))
     if across < 1 or down < 1 or across * down > max(width * height, _LARGE_TILE):
         raise ImageError("corrupt", f"the TIFF file declares strips or tiles of {across} x {down} pixels")
-    planes = page.number(277, 1) if page.number(284, 1) == 2 else 1
-    needed = -(-width // across) * -(-height // down) * planes
+    separate = page.number(284, 1) == 2
+    high = -(-height // down)
+    needed = -(-width // across) * high * (page.number(277, 1) if separate else 1)
+    offsets, counts = offsets[:needed], counts[:needed]
     size = len(page.block)
-    inside = [count > 0 and at + count <= size for at, count in zip(offsets, counts, strict=False)]
-    missing = needed - sum(inside[:needed])
+    missing = needed - sum(count > 0 and at + count <= size for at, count in zip(offsets, counts, strict=False))
     if missing:
         raise ends("TIFF", page.block, f"without {missing} of its {needed} strips or tiles")
-    read, samples = sum(counts[:needed]), page.number(277, 1) * (1 + (page.number(258, 1) > 8))
-    if read > size + width * height * samples:  # a trap: each would be the whole file, read thousands of times
-        raise ImageError("corrupt", f"the TIFF file's strips or tiles overlap: {read:,} bytes in {size:,}")
+    samples = page.number(277, 1)
+    if sum(counts) > size + width * height * samples * 2:  # a trap: each would be the whole file, thousands of times
+        raise ImageError("corrupt", f"the TIFF file's strips or tiles overlap: {sum(counts):,} bytes in {size:,}")
     if page.number(259, 1) == _JPEG:
-        for start, count in zip(offsets[:needed], counts, strict=False):
+        for start, count in zip(offsets, counts, strict=True):
             check_strip(page.block[start : start + count], width=across, height=down)
+    row = -(-across * (1 if separate else samples) * page.number(258, 1) // 8)  # bytes
+    last = down if tiled else height - (high - 1) * down
+    sizes = tuple(row * (down if (i + 1) % high else last) for i in range(needed))
+    return Strips(tuple(offsets), tuple(counts), sizes, page.number(266, 1))
 
 
-def _tiff_samples(data: bytes, index: int) -> NDArray[Any]:
+def _tiff_samples(page: Ifd, index: int, strips: Strips) -> NDArray[Any]:
     """Decode a page to (H, W, S), native byte order, values as stored."""
+    data, lzw = page.block, page.number(259, 1) == _LZW
+    if lzw:
+        data, strips = unpacked(data, strips)
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = file.pages[index]
+        found = file.pages[index]
+        if lzw:  # what is left of it: the predictor, the samples' order
+            found.compression, found.fillorder, found.is_contiguous = 1, 1, False
+            found.dataoffsets, found.databytecounts = strips.offsets, strips.counts
         # (planes, H, W, samples): one of the two is 1
-        planes = page.asarray(squeeze=False, maxworkers=1)[:, 0]
+        planes = found.asarray(squeeze=False, maxworkers=1)[:, 0]
     samples = np.moveaxis(planes[..., 0], 0, -1) if len(planes) > 1 else planes[0]
     return np.ascontiguousarray(samples, np.uint16 if samples.dtype.itemsize == 2 else np.uint8)
 
