@@ -3,6 +3,8 @@
 import glob
 import json
 import os
+import re
+import stat
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -11,7 +13,15 @@ from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from raydenoise.core.image import DEFAULT_EXTENSION, DEFAULT_MAX_PIXELS, EXTENSIONS, HEAD_BYTES, Format, admit
+from raydenoise.core.image import (
+    DEFAULT_EXTENSION,
+    DEFAULT_MAX_PIXELS,
+    EXTENSIONS,
+    HEAD_BYTES,
+    Format,
+    ImageError,
+    admit,
+)
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,8 @@ def output_keys(keys: list[str], written_format: Format | None) -> list[str]:
     """Name the outputs: the input's own key, or with the written format's extension.
 
     Where two inputs of a folder would get one name (a.jpg and a.bmp written as a.png), those that had another name
-    keep it whole: a.jpg.png, a.bmp.png.
+    keep it whole: a.jpg.png, a.bmp.png. So does one whose name is that of a folder. Names that differ in case or in
+    their Unicode form are two names, as they are on Linux.
 
     Args:
         keys: sorted and unique.
@@ -132,20 +143,21 @@ def output_keys(keys: list[str], written_format: Format | None) -> list[str]:
     folders: dict[str, list[str]] = defaultdict(list)
     for key in keys:
         folders[str(PurePosixPath(key).parent)].append(key)
+    above = {str(parent) for folder in folders for parent in (PurePosixPath(folder), *PurePosixPath(folder).parents)}
     names: dict[str, str] = {}
     for group in folders.values():
-        names.update(_folder_names(group, written_format))
+        names.update(_folder_names(group, written_format, above))
     return [names[key] for key in keys]
 
 
-def _folder_names(keys: list[str], written_format: Format) -> dict[str, str]:
+def _folder_names(keys: list[str], written_format: Format, folders: set[str]) -> dict[str, str]:
     extension = DEFAULT_EXTENSION[written_format]
     wanted = {
         key: key if _format(key) == written_format else str(PurePosixPath(key).with_suffix(extension)) for key in keys
     }
     claims = Counter(wanted.values())
-    names = {key: name for key, name in wanted.items() if claims[name] == 1 or name == key}
-    taken = set(names.values())
+    names = {key: name for key, name in wanted.items() if name == key or (claims[name] == 1 and name not in folders)}
+    taken = folders.union(names.values())
     for key in keys:
         if key not in names:
             name = key + extension
@@ -158,6 +170,36 @@ def _folder_names(keys: list[str], written_format: Format) -> dict[str, str]:
 
 def _format(key: str) -> Format | None:
     return EXTENSIONS.get(PurePosixPath(key).suffix.lower())
+
+
+def check_key(key: str) -> None:
+    """Refuse a key that could leave the folder it is put below, here or on a disk of Windows.
+
+    Keys of a listing on disk never could; one that comes from a table may be anything.
+
+    Raises:
+        ValueError: it is empty, absolute, has a part that is empty, `.` or `..`, a drive letter, or a NUL.
+    """
+    parts = re.split(r"[/\\]", key)
+    if not {"", ".", ".."}.isdisjoint(key.split("/")) or ".." in parts or key.startswith("\\\\"):
+        problem = "is empty, absolute, or has an empty part, . or .."
+    elif re.match(r"[A-Za-z]:[\\/]", key):
+        problem = "begins with a drive"
+    elif "\0" in key:
+        problem = "holds a NUL"
+    else:
+        return
+    raise ValueError(f"the key {key[:100]!r} {problem}; allowed: a path below the folder, such as 'a/b.png'")
+
+
+def below(folder: Path, key: str) -> Path:
+    """Say where the file of a key lies: never outside the folder.
+
+    Raises:
+        ValueError: as of `check_key`.
+    """
+    check_key(key)
+    return folder / key
 
 
 def pair_references(keys: list[str], folder: str, *, argument: str = "reference") -> list[str | None]:
@@ -194,13 +236,20 @@ def read_picture(uri: str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
     """Read a picture's file whole, once its beginning and size tell that it can be one.
 
     Raises:
-        ImageError: they do not.
+        ImageError: they do not, or it is a pipe or a device, which might never end.
         OSError: it cannot be read.
     """
-    with Path(uri).open("rb") as stream:
+    with open(uri, "rb", opener=_open_now) as stream:  # pathlib takes no opener
+        found = os.fstat(stream.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise ImageError("not_an_image", "it is a pipe, a socket or a device; allowed: files")
         head = stream.read(HEAD_BYTES)
-        admit(head, os.fstat(stream.fileno()).st_size, max_pixels=max_pixels)
+        admit(head, found.st_size, max_pixels=max_pixels)
         return head + stream.read()
+
+
+def _open_now(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would wait for its writer
 
 
 def publish(path: Path, data: bytes | memoryview) -> None:

@@ -1,7 +1,7 @@
 """Bundles: the model that ships, as a folder with `model.keras` and `card.json`.
 
 A model is loaded by the name of a shipped bundle, by a bundle's path, or from a bare `.keras` or `.h5` file, whose
-facts are then found by inspection. Loading never runs code from the file (`safe_mode=True`).
+facts are then found by inspection. Loading never runs code from the file: `raydenoise.model.vetting` looks first.
 """
 
 from dataclasses import dataclass, replace
@@ -15,6 +15,7 @@ from raydenoise.model import networks
 from raydenoise.model.card import DEFAULT, MODEL_FILE, Card, file_sha256, locate, read_checked, write_card
 from raydenoise.model.precision import rebuilt
 from raydenoise.model.probe import Reach, probe
+from raydenoise.model.vetting import vet
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,12 @@ class _Keras2Conv2DTranspose(keras.layers.Conv2DTranspose):  # type: ignore[misc
 def _read(path: Path) -> keras.Model:
     keras2 = {"Conv2DTranspose": _Keras2Conv2DTranspose} if path.suffix != ".keras" else None
     try:
+        vet(path)
         model = keras.models.load_model(path, custom_objects=keras2, compile=False, safe_mode=True)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        first_line = str(error).strip().split("\n")[0][:300]
+        shapes = model.input_shape, model.output_shape
+    except Exception as error:  # over a hostile file Keras raises anything
+        first_line = (str(error).strip() or type(error).__name__).split("\n")[0][:300]
         raise ValueError(f"{path} cannot be loaded as a Keras model: {first_line}") from error
-    shapes = model.input_shape, model.output_shape
     if not all(isinstance(shape, tuple) and len(shape) == 4 for shape in shapes):
         raise ValueError(f"{path} maps {shapes[0]} to {shapes[1]}; allowed: one (N, H, W, C) to one (N, H, W, C)")
     return keras.Model(model.inputs[0], model.outputs[0])  # Keras 2 wrote the one input as a list of one

@@ -93,6 +93,7 @@ class Stages:
         return _guarded(self._decode, work, "decode_s")
 
     def _decode(self, work: Work) -> None:
+        storage.check_key(work.source["output_key"])  # before any work
         data = storage.read_picture(work.source["uri"], max_pixels=self.config.max_pixels)
         work.row["bytes_in"] = len(data)
         picture = codec.decode(data, max_pixels=self.config.max_pixels)
@@ -117,7 +118,7 @@ class Stages:
         picture = _held(work.picture)
         format = self.config.written_format or picture.format
         data = codec.encode(picture, format=format, quality=self.config.quality)
-        path = Output(self.output).images / work.source["output_key"]
+        path = storage.below(Output(self.output).images, work.source["output_key"])
         lossy = _lossy(picture, format)
         published = codec.decode(data, max_pixels=self.config.max_pixels).pixels if lossy else picture.pixels
         published = published[..., : picture.pixels.shape[-1]]  # WebP turns grey into three equal planes

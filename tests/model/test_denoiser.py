@@ -1,4 +1,5 @@
 import dataclasses
+import tracemalloc
 from pathlib import Path
 
 import keras
@@ -267,3 +268,15 @@ def test_auto_knows_which_processors_are_fast_at_bfloat16(tmp_path: Path, text: 
 
 def test_auto_is_one_of_the_formats() -> None:
     assert precision.resolve("auto") in ("float32", "bfloat16", "float16")
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 65535, 3), (65535, 1, 1), (2, 3, 4)])
+def test_the_longest_and_the_smallest_pictures_are_tiled(tiny_bundle: Path, shape: tuple[int, int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    tracemalloc.start()
+    result = Denoiser.load(tiny_bundle, precision="float32").denoise(image, sigma=20)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert result.image.shape == shape
+    assert max(shape) / 512 <= result.tiles <= max(shape) / 400 + 1
+    assert peak < 100 << 20  # bytes: some windows, not a picture that is square

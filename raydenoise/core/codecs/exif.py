@@ -1,6 +1,5 @@
 """Directories of TIFF files, EXIF blocks and MPO indices: bytes <-> fields."""
 
-import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import numpy as np
 
 _TYPES = {1: (1, 2, 6, 7), 2: (3, 8), 4: (4, 9, 11, 13), 8: (5, 10, 12, 16, 17, 18)}  # TIFF types, by bytes
 _TYPE_BYTES = {kind: size for size, kinds in _TYPES.items() for kind in kinds}
+_MOST_ENTRIES = 65_535  # what TIFF can count; BigTIFF has room for more, but no more tags
 _RATIONALS = (5, 10)  # two 4-byte words each
 _UNSIGNED = {1: "<u1", 3: "<u2", 4: "<u4", 13: "<u4", 16: "<u8", 18: "<u8"}
 ORIENTATION, EXIF_IFD, GPS_IFD, INTEROP_IFD = 274, 34665, 34853, 40965
@@ -78,6 +78,8 @@ def read_ifd(block: bytes, at: int, *, order: str, big: bool = False) -> Ifd:
     entry_bytes, inline = (20, 8) if big else (12, 4)
     next_at = at + count * entry_bytes
     (following,) = struct.unpack_from(order + link, block, next_at)
+    if count > _MOST_ENTRIES:
+        raise ValueError(f"a directory of {count:,} entries")
     fields: dict[int, Field] = {}
     outside = set()
     total = 0
@@ -162,7 +164,10 @@ def upright_exif(exif: bytes) -> tuple[bytes | None, int]:
     height swapped where the picture is turned, the thumbnail (of the noisy picture) unlinked and blanked.
     It is None where a directory lies outside the block.
     """
-    block = re.sub(rb"^(Exif\0\0)+", b"", exif)
+    prefix, start = b"Exif\0\0", 0
+    while exif.startswith(prefix, start):
+        start += len(prefix)
+    block = exif[start:]
     try:
         ifd = block_ifd(block)
     except BROKEN:

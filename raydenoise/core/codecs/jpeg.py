@@ -11,11 +11,12 @@ from PIL.JpegImagePlugin import JpegImageFile
 from raydenoise.core.codecs import Decoded, ImageError, check_size, cmyk_to_rgb, ends
 from raydenoise.core.codecs.exif import BROKEN, block_ifd
 
-# FF00 is a stuffed byte, FFD0 to FFD7 restart a scan, FFFF fills.
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+# FF00 is a stuffed byte, FFFF fills; FF01 and FFD0 to FFD7, which restart a scan, have no length behind them.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _DECODABLE_SOF = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)  # sequential, progressive; Huffman, arithmetic
 _SOS, _EOI = 0xDA, 0xD9
+_MOST_SCANS = 100  # what cjpeg writes at most; each runs over all pixels, and may take a few bytes of the file
 # After a scan: libjpeg's bit reader looks 57 bits ahead (6 bytes are too few, 7 enough in 400 random files).
 _LOOKAHEAD = bytes(8)
 
@@ -24,6 +25,7 @@ _LOOKAHEAD = bytes(8)
 class _JpegHead:
     kept: bytearray
     frame: tuple[int, int] | None = None  # marker, components
+    size: tuple[int, int] = (0, 0)  # width, height
     exif: bytes | None = None
     icc: dict[int, bytes] = field(default_factory=dict)  # by number
     icc_count: int = 0
@@ -51,11 +53,17 @@ def read_jpeg(data: bytes, *, max_pixels: int) -> Decoded:
         # say nothing; without the marker Pillow asks for more data and raises.
         scans = data[start:end] + _LOOKAHEAD
     else:
+        count = 1
         while data[end + 1] != _EOI:
-            end = _scan_end(data, _segment(data, end)[2])
+            marker, _, at = _segment(data, end)
+            count += marker == _SOS
+            _check_scans(count)
+            end = _scan_end(data, at)
         scans = data[start : end + 2]
     # The class itself, not PIL.Image.open, which would apply Pillow's own limit on pixels.
     image = JpegImageFile(io.BytesIO(bytes(head.kept) + scans))
+    if image.size != head.size:
+        raise ImageError("corrupt", f"the JPEG file declares {head.size} and {image.size} as its size")
     image.load()
     icc = b"".join(part for _, part in sorted(head.icc.items())) or None
     notes = []
@@ -72,6 +80,35 @@ def read_jpeg(data: bytes, *, max_pixels: int) -> Decoded:
         rgb, note = cmyk_to_rgb(image, icc)
         return Decoded(rgb, None, head.exif, head.dpi, (*notes, note))
     return Decoded(np.asarray(image), icc, head.exif, head.dpi, tuple(notes))
+
+
+def check_strip(data: bytes, *, width: int, height: int) -> None:
+    """Check a strip or tile of a TIFF file, whose own header tells the decoder how much memory to take.
+
+    Args:
+        data: a JPEG stream, perhaps without tables.
+        width: of the strip; the stream may have up to 15 pixels more, as some writers fill up their blocks.
+        height: likewise.
+
+    Raises:
+        ImageError: it declares a larger picture, or a coding that no TIFF file of 8 bits needs.
+    """
+    marker, start, end = _segment(data, 2)
+    while marker not in _SOF and marker != _SOS:
+        marker, start, end = _segment(data, end)
+    if marker not in _DECODABLE_SOF:
+        raise ImageError(
+            "unsupported", f"a TIFF file of JPEG strips of coding process {marker - 0xC0}; allowed: 0 to 2"
+        )
+    _, down, across = struct.unpack_from(">BHH", data, start + 4)
+    if across > width + 15 or down > height + 15:
+        raise ImageError("corrupt", f"a JPEG strip declares {across} x {down} pixels in a place of {width} x {height}")
+    _check_scans(data.count(bytes([0xFF, _SOS])))
+
+
+def _check_scans(count: int) -> None:
+    if count > _MOST_SCANS:
+        raise ImageError("unsupported", f"a JPEG file of over {_MOST_SCANS} scans; allowed: {_MOST_SCANS}; convert it")
 
 
 def _segment(data: bytes, at: int) -> tuple[int, int, int]:
@@ -106,7 +143,7 @@ def _read_segment(head: _JpegHead, marker: int, body: bytes, *, max_pixels: int)
                 f"a JPEG file of {bits} bits, {components} components, coding process {marker - 0xC0}; "
                 "allowed: 8 bits, 1, 3 or 4 components, sequential or progressive coding; convert it first",
             )
-        head.frame = (marker, components)
+        head.frame, head.size = (marker, components), (width, height)
     elif marker == 0xE0 and body.startswith(b"JFIF\0") and len(body) >= 12:
         head.kept += b"\xff\xe0" + struct.pack(">H", len(body) + 2) + body
         unit, across, down = struct.unpack_from(">BHH", body, 7)

@@ -16,6 +16,7 @@ _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 # First column and row, step across and down of the seven passes: PNG specification, section 8.2.
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_PNG_WANTED = {b"PLTE", b"tRNS", b"acTL", b"iCCP", b"cICP", b"gAMA", b"sRGB", b"eXIf", b"pHYs"}
 _DEFLATE_MOST = 1032  # bytes out of one byte in, at most: zlib's technical details
 _SRGB_GAMMA = 45455  # 100,000 / 2.2
 
@@ -35,7 +36,7 @@ def read_png(data: bytes, *, max_pixels: int) -> Decoded:
     for name, body in chunks:
         if name == b"IDAT":
             stream.append(body)
-        else:
+        elif name in _PNG_WANTED:  # a file of nothing but names would fill the memory
             found.setdefault(name, body)
     frames = int.from_bytes(found.get(b"acTL", b"")[:4], "big")
     if frames > 1:

@@ -3,6 +3,7 @@
 import io
 import logging
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,8 @@ from raydenoise.core.codecs.exif import (
     read_ifd,
     tree,
 )
+from raydenoise.core.codecs.jpeg import check_strip
+from raydenoise.core.codecs.lzw import Strips, unpacked
 
 # It reports every damaged tag; here those are errors or notes.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -44,31 +47,39 @@ _TIFF_STORAGE = {258, 273, 279, 320, 324, 325, 347}  # tags without which nothin
 _REDUCED, _MASK = 1, 4  # bits of tag 254, NewSubfileType; of the old tag 255, 1 is a full picture
 _DNG_VERSION = 50706
 _LARGE_TILE = 4096 * 4096  # pixels, in a picture that is smaller
+_MOST_DIRECTORIES = 65_536
+_MOST_TABLES = 1 << 26  # bytes of directories: 5 s to read; those of 65,536 pages have a quarter
+_LZW, _JPEG = 5, 7
+_BLOCK = 1 << 22  # samples turned at once, so that floats take little memory
 
 
 def read_tiff(data: bytes, *, max_pixels: int) -> Decoded:
     """Read the one full page of a TIFF or BigTIFF file."""
     order, big, at = read_header(data)
-    chain = _tiff_chain(data, at, order=order, big=big)
-    full = [i for i, ifd in enumerate(chain) if _is_full(ifd)]
+    first, directories, full, page = None, 0, 0, None
+    for index, ifd in enumerate(_tiff_chain(data, at, order=order, big=big)):
+        first, directories = first or ifd, directories + 1
+        if _is_full(ifd):
+            full += 1
+            if page is None:
+                page, place = ifd, index
     # DNG and CR2 say what they are; NEF and ARW have previews only.
-    if not full or _DNG_VERSION in chain[0].fields or data[8:10] == b"CR":
+    if page is None or first is None or _DNG_VERSION in first.fields or data[8:10] == b"CR":
         raise ImageError("unsupported", "a camera raw file or previews only; develop it to a TIFF file first")
-    page = chain[full[0]]
     check_size(page.number(256, 0), page.number(257, 0), max_pixels=max_pixels)
     stack = re.match(rb"ImageJ=[^\0]*\nimages=(\d+)", page.raw(_DESCRIPTION))
-    pages = max(len(full), int(stack[1]) if stack else 1)
+    pages = max(full, int(stack[1]) if stack else 1)
     if pages > 1:
         raise ImageError("multi_page", f"a TIFF file of {pages} pages; allowed: one; split it first")
     if page.outside & _TIFF_STORAGE:
         raise ends("TIFF", data, "inside its description")
     _check_tiff_layout(page)
-    _check_tiff_data(page)
+    strips = _tiff_strips(page)
     notes = []
-    others = len(chain) - 1 + len(page.numbers(330))
+    others = directories - 1 + len(page.numbers(330))
     if others:
         notes.append(f"{others} of the TIFF file's directories (previews, masks) not kept")
-    samples = _tiff_samples(data, full[0])
+    samples = _tiff_samples(page, place, strips)
     wanted = EXIF_TAGS | {ORIENTATION, *POINTERS}
     try:
         exif = _tiff_exif(page, wanted, big=big)
@@ -79,18 +90,22 @@ def read_tiff(data: bytes, *, max_pixels: int) -> Decoded:
     return Decoded(samples, icc, exif, _tiff_dpi(page), (*notes, *more))
 
 
-def _tiff_chain(data: bytes, at: int, *, order: str, big: bool) -> list[Ifd]:
-    chain: list[Ifd] = []
+def _tiff_chain(data: bytes, at: int, *, order: str, big: bool) -> Iterator[Ifd]:
+    """Read one directory after the other, none twice."""
     seen = set()
     tables = 0
     while at and at not in seen:
         seen.add(at)
-        chain.append(read_ifd(data, at, order=order, big=big))
-        tables += chain[-1].next_at - at
+        ifd = read_ifd(data, at, order=order, big=big)
+        tables += ifd.next_at - at
         if tables > len(data):  # a trap: they would take hours to read
             raise ImageError("corrupt", "the TIFF file's directories overlap")
-        at = chain[-1].next
-    return chain
+        if tables > _MOST_TABLES or len(seen) > _MOST_DIRECTORIES:
+            raise ImageError(
+                "multi_page", f"a TIFF file of over {_MOST_DIRECTORIES:,} directories or entries; allowed: one page"
+            )
+        yield ifd
+        at = ifd.next
 
 
 def _is_full(ifd: Ifd) -> bool:
@@ -128,32 +143,48 @@ def _photometric(page: Ifd) -> int:
     return page.number(262, 2 if page.number(277, 1) >= 3 else 1)
 
 
-def _check_tiff_data(page: Ifd) -> None:
-    """Refuse a page whose strips or tiles are missing, empty or outside the file; tifffile fills in zeros."""
+def _tiff_strips(page: Ifd) -> Strips:
+    """Find the strips or tiles; refuse a page where some are missing, empty or outside: tifffile fills in zeros."""
     height, width = page.number(257, 0), page.number(256, 0)
-    if 324 in page.fields or 322 in page.fields:
-        across, down = page.number(322, 0), page.number(323, 0)
-        offsets, counts = page.numbers(324), page.numbers(325)
-    else:
-        across, down = width, min(page.number(278, height), height)
-        offsets, counts = page.numbers(273), page.numbers(279)
+    tiled = 324 in page.fields or 322 in page.fields
+    across, down = (
+        (page.number(322, 0), page.number(323, 0)) if tiled else (width, min(page.number(278, height), height))
+    )
+    offsets, counts = (page.numbers(tag) for tag in ((324, 325) if tiled else (273, 279)))
     if across < 1 or down < 1 or across * down > max(width * height, _LARGE_TILE):
         raise ImageError("corrupt", f"the TIFF file declares strips or tiles of {across} x {down} pixels")
-    planes = page.number(277, 1) if page.number(284, 1) == 2 else 1
-    needed = -(-width // across) * -(-height // down) * planes
+    separate = page.number(284, 1) == 2
+    high = -(-height // down)
+    needed = -(-width // across) * high * (page.number(277, 1) if separate else 1)
+    offsets, counts = offsets[:needed], counts[:needed]
     size = len(page.block)
-    inside = [count > 0 and at + count <= size for at, count in zip(offsets, counts, strict=False)]
-    missing = needed - sum(inside[:needed])
+    missing = needed - sum(count > 0 and at + count <= size for at, count in zip(offsets, counts, strict=False))
     if missing:
         raise ends("TIFF", page.block, f"without {missing} of its {needed} strips or tiles")
+    samples = page.number(277, 1)
+    if sum(counts) > size + width * height * samples * 2:  # a trap: each would be the whole file, thousands of times
+        raise ImageError("corrupt", f"the TIFF file's strips or tiles overlap: {sum(counts):,} bytes in {size:,}")
+    if page.number(259, 1) == _JPEG:
+        for start, count in zip(offsets, counts, strict=True):
+            check_strip(page.block[start : start + count], width=across, height=down)
+    row = -(-across * (1 if separate else samples) * page.number(258, 1) // 8)  # bytes
+    last = down if tiled else height - (high - 1) * down
+    sizes = tuple(row * (down if (i + 1) % high else last) for i in range(needed))
+    return Strips(tuple(offsets), tuple(counts), sizes, page.number(266, 1))
 
 
-def _tiff_samples(data: bytes, index: int) -> NDArray[Any]:
+def _tiff_samples(page: Ifd, index: int, strips: Strips) -> NDArray[Any]:
     """Decode a page to (H, W, S), native byte order, values as stored."""
+    data, lzw = page.block, page.number(259, 1) == _LZW
+    if lzw:
+        data, strips = unpacked(data, strips)
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = file.pages[index]
+        found = file.pages[index]
+        if lzw:  # what is left of it: the predictor, the samples' order
+            found.compression, found.fillorder, found.is_contiguous = 1, 1, False
+            found.dataoffsets, found.databytecounts = strips.offsets, strips.counts
         # (planes, H, W, samples): one of the two is 1
-        planes = page.asarray(squeeze=False, maxworkers=1)[:, 0]
+        planes = found.asarray(squeeze=False, maxworkers=1)[:, 0]
     samples = np.moveaxis(planes[..., 0], 0, -1) if len(planes) > 1 else planes[0]
     return np.ascontiguousarray(samples, np.uint16 if samples.dtype.itemsize == 2 else np.uint8)
 
@@ -184,8 +215,11 @@ def _tiff_colour(
     if extra == 0:
         return samples[..., :colours], icc, ("a fourth channel of unspecified meaning not kept",)
     if extra == 1:
-        alpha = np.maximum(samples[..., colours:].astype(np.float64), 1)
-        samples[..., :colours] = np.minimum(np.rint(samples[..., :colours] * float(most) / alpha), most)
+        rows = max(1, _BLOCK // (samples.shape[1] * samples.shape[2]))
+        for y in range(0, len(samples), rows):
+            part = samples[y : y + rows]
+            alpha = np.maximum(part[..., colours:].astype(np.float64), 1)
+            part[..., :colours] = np.minimum(np.rint(part[..., :colours] * float(most) / alpha), most)
         return samples, icc, ("premultiplied alpha divided out",)
     return samples, icc, ()
 

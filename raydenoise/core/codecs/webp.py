@@ -1,11 +1,13 @@
 """The WebP reader."""
 
 import struct
-from collections.abc import Mapping
 
 import imagecodecs
 
-from raydenoise.core.codecs import Decoded, ImageError, check_size
+from raydenoise.core.codecs import Decoded, ImageError, check_size, ends
+
+_SIZES = (b"VP8X", b"VP8L", b"VP8 ")
+_METADATA = (b"ICCP", b"EXIF", b"ANIM")
 
 
 def read_webp(data: bytes, *, max_pixels: int) -> Decoded:
@@ -13,14 +15,19 @@ def read_webp(data: bytes, *, max_pixels: int) -> Decoded:
     end = 8 + int.from_bytes(data[4:8], "little")
     at = 12
     found: dict[bytes, bytes] = {}
-    frames = 0
+    frames, sized = 0, False
     while at + 8 <= min(end, len(data)):
         name, length = struct.unpack_from("<4sI", data, at)
-        found.setdefault(name, data[at + 8 : at + 8 + length])
+        body = data[at + 8 : at + 8 + length]
+        if name in _SIZES:  # every one counts: libwebp goes by the first, wherever another stands
+            check_size(*_webp_size(name, body), max_pixels=max_pixels)
+            sized = True
+        if name in _METADATA:
+            found.setdefault(name, body)
         frames += name == b"ANMF"
         at += 8 + length + length % 2
-    width, height = _webp_size(found)
-    check_size(width, height, max_pixels=max_pixels)
+    if not sized:
+        raise ends("WebP", data, "before its picture data")
     if end > len(data):
         raise ImageError("truncated", f"the WebP file declares {end:,} bytes and ends after {len(data):,}")
     if b"ANIM" in found or frames:
@@ -28,15 +35,16 @@ def read_webp(data: bytes, *, max_pixels: int) -> Decoded:
     return Decoded(imagecodecs.webp_decode(data), found.get(b"ICCP"), found.get(b"EXIF"))
 
 
-def _webp_size(found: Mapping[bytes, bytes]) -> tuple[int, int]:
+def _webp_size(name: bytes, body: bytes) -> tuple[int, int]:
+    """Read the size that a chunk declares: WebP Container Specification, RFC 9649."""
     try:
-        if b"VP8X" in found:
-            width, height = found[b"VP8X"][4:7], found[b"VP8X"][7:10]
-            return int.from_bytes(width, "little") + 1, int.from_bytes(height, "little") + 1
-        if b"VP8L" in found:
-            (bits,) = struct.unpack_from("<I", found[b"VP8L"], 1)
+        if name == b"VP8X":
+            (low, high, last) = struct.unpack_from("<IHB", body, 3)
+            return ((low >> 8) & 0xFFFFFF) + 1, (high | last << 16) + 1
+        if name == b"VP8L":
+            (bits,) = struct.unpack_from("<I", body, 1)
             return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-        width, height = struct.unpack_from("<HH", found[b"VP8 "], 6)
+        width, height = struct.unpack_from("<HH", body, 6)
         return width & 0x3FFF, height & 0x3FFF
-    except (struct.error, KeyError) as error:
+    except struct.error as error:
         raise ImageError("truncated", "the WebP file ends before its picture data") from error

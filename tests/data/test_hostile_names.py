@@ -1,0 +1,184 @@
+"""Laws of odd and hostile names: every output lies below OUT, every input has a name of its own, nothing hangs."""
+
+import os
+import unicodedata
+from pathlib import Path, PurePosixPath
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from raydenoise.core.image import ImageError
+from raydenoise.data.storage import below, check_key, list_sources, output_keys, publish, read, read_picture
+
+LONGEST = "a" * 251 + ".png"  # 255 bytes, the most that Linux allows
+COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD"))
+ODD = [
+    " .png",
+    "a b.png",
+    COMPOSED,
+    DECOMPOSED,
+    "日本.png",
+    "😀.png",
+    "a\nb.png",
+    "a\tb.png",
+    "a\rb.png",
+    "\x1b[31mred.png",
+    "-rf.png",
+    "--output.png",
+    "%41.png",
+    "%s%n.png",
+    "*.png",
+    "[a-z].png",
+    "?.png",
+    "$HOME.png",
+    "`touch x`.png",
+    ";rm.png",
+    '"quoted".png',
+    "it's.png",
+    "a\\b.png",
+    "~.png",
+    "#.png",
+    "a..png",
+    "...png"[1:],
+    "A.png",
+    "a.png",
+    LONGEST,
+]
+HOSTILE = [
+    "",
+    "/",
+    "/etc/passwd",
+    "//server/share",
+    "..",
+    "../a.png",
+    "a/../../b.png",
+    "a/..",
+    "./a.png",
+    "a/./b.png",
+    "a//b.png",
+    "a/",
+    "a\0b.png",
+    "C:\\a.png",
+    "c:/a.png",
+    "\\\\server\\share",
+    "..\\a.png",
+    "a\\..\\..\\b.png",
+]
+
+
+@pytest.mark.parametrize("key", HOSTILE, ids=repr)
+def test_a_hostile_key_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"^the key '.*' (is empty|begins with|holds a).*; allowed: a path below the fold"
+    ):
+        below(tmp_path, key)
+
+
+@pytest.mark.parametrize("key", [name for name in ODD if not name.startswith(".")], ids=repr)
+def test_an_odd_name_is_a_key_and_comes_through(tmp_path: Path, key: str) -> None:
+    (tmp_path / "in" / key[:100]).mkdir(parents=True)
+    (tmp_path / "in" / key[:100] / key).write_bytes(key.encode())
+    (source,) = list_sources(str(tmp_path / "in"))
+    assert source.key == f"{key[:100]}/{key}"
+    path = below(tmp_path / "out", source.key)
+    publish(path, read(source.uri))
+    assert read(str(path)) == key.encode()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
+
+
+PARTS = st.sampled_from(
+    ["", ".", "..", "a", "b.png", "C:", "C:\\", "\\", "..\\", "\0", " ", "ü", "-x", "~", "%2e%2e", "…"]
+)
+KEYS = st.one_of(st.text(max_size=20), st.lists(st.one_of(PARTS, st.text(max_size=4)), max_size=6).map("/".join))
+
+
+@settings(deadline=None)
+@given(KEYS)
+@example("a/../../../etc/passwd")
+def test_every_key_that_passes_stays_below_and_keeps_its_name(key: str) -> None:
+    root = Path("/out/images")
+    try:
+        path = below(root, key)
+    except ValueError:
+        return
+    assert os.path.normpath(path) == str(path)
+    assert path.is_relative_to(root)
+    assert path != root
+    assert path.relative_to(root).as_posix() == key  # so two keys are two files
+    assert ".." not in key.replace("\\", "/").split("/")
+
+
+@settings(deadline=None)
+@given(st.lists(KEYS, max_size=8, unique=True).map(sorted), st.sampled_from(["png", "jpeg", "tiff"]))
+def test_names_of_outputs_pass_where_their_keys_do(keys: list[str], written: str) -> None:
+    safe = []
+    for key in keys:
+        try:
+            check_key(key)
+            safe.append(key)
+        except ValueError:
+            pass
+    names = output_keys(safe, written)  # type: ignore[arg-type]
+    assert len(set(names)) == len(safe)
+    for name in names:
+        check_key(name)
+
+
+def test_no_output_has_the_name_of_a_folder() -> None:
+    assert output_keys(["a.jpg", "a.png/b.jpg"], "png") == ["a.jpg.png", "a.png/b.png"]
+    assert output_keys(["a.jpg", "a.jpg.png/x.bmp", "a.png/b/c.jpg"], "png") == [
+        "a.jpg.png.png",
+        "a.jpg.png/x.png",
+        "a.png/b/c.png",
+    ]
+
+
+def test_case_and_unicode_form_make_two_outputs() -> None:
+    keys = sorted(["A.jpg", "a.jpg", f"{COMPOSED}.jpg", f"{DECOMPOSED}.jpg"])
+    assert output_keys(keys, "png") == [str(PurePosixPath(key).with_suffix(".png")) for key in keys]
+
+
+def test_a_name_that_is_not_utf_8_is_listed(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    with open(os.fsencode(tmp_path) + b"/\xff\xfe.png", "wb"):  # noqa: PTH123  # pathlib has no bytes
+        pass
+    sources = list_sources(str(tmp_path))
+    assert [source.key for source in sources] == [r"\xff\xfe.png", "a.png"]
+    with pytest.raises(FileNotFoundError, match="xff"):
+        read_picture(sources[0].uri)
+    check_key(sources[0].key)
+
+
+def test_loops_of_links_are_listed_once_and_are_errors(tmp_path: Path) -> None:
+    (tmp_path / "itself.png").symlink_to(tmp_path / "itself.png")
+    (tmp_path / "one.png").symlink_to(tmp_path / "two.png")
+    (tmp_path / "two.png").symlink_to(tmp_path / "one.png")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "up").symlink_to(tmp_path)
+    (tmp_path / "folder" / "a.png").write_bytes(b"x")
+    sources = list_sources(str(tmp_path))
+    assert [source.key for source in sources] == ["folder/a.png", "itself.png", "one.png", "two.png"]
+    for source in sources[1:]:
+        with pytest.raises(OSError, match="symbolic links"):
+            read_picture(source.uri)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_or_a_device_behind_a_link_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".pipe")
+    (tmp_path / "pipe.png").symlink_to(tmp_path / ".pipe")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for source in list_sources(str(tmp_path)):
+        with pytest.raises(ImageError, match="it is a pipe, a socket or a device; allowed: files") as caught:
+            read_picture(source.uri)
+        assert caught.value.kind == "not_an_image"
+    with pytest.raises(IsADirectoryError):
+        read_picture(str(tmp_path))
+
+
+def test_a_name_that_is_too_long_for_its_new_extension_is_an_error(tmp_path: Path) -> None:
+    (key,) = output_keys(["a" * 252 + ".bmp"[:3]], "webp")
+    with pytest.raises(OSError, match="File name too long"):
+        publish(below(tmp_path, key), b"x")
+    assert list(tmp_path.iterdir()) == []
