@@ -82,6 +82,11 @@ def test_the_dashboard_listens_on_the_head_alone(cluster: dict[str, Any]) -> Non
     assert not any("--dashboard-host" in command for command in ray_starts(cluster))
 
 
+def test_the_metrics_port_is_the_documented_one(cluster: dict[str, Any]) -> None:
+    assert all("--metrics-export-port=8080" in command for command in ray_starts(cluster))
+    assert 'targets: ["HEAD:8080"]' in (ROOT / "docs" / "cluster.md").read_text()
+
+
 def test_setup_installs_the_lock_with_its_hashes(cluster: dict[str, Any]) -> None:
     installs = [command for command in validated(cluster)["worker_setup_commands"] if "pip install" in command]
     assert any("--require-hashes -r ~/raydenoise/requirements.lock" in command for command in installs)

@@ -18,6 +18,7 @@ from raydenoise.data.manifest import DENOISING_KIND, Output, RowWriter, recorded
 from raydenoise.data.schema import METRICS, SOURCES
 from raydenoise.model.card import Card, check_sigma, locate, read_checked
 from raydenoise.pipelines.displays import Display
+from raydenoise.pipelines.gauges import Gauges
 from raydenoise.pipelines.session import (
     Plan,
     cluster_address,
@@ -85,7 +86,7 @@ def _execute(
     blocks = [sources.slice(first, plan.rows) for first in range(0, len(sources), plan.rows)]
     results = denoise(ray.data.from_blocks(blocks), files=files, stages=stages, plan=plan)
 
-    writer = RowWriter(output.metrics, schema=METRICS, now=time.monotonic())
+    writer, gauges = RowWriter(output.metrics, schema=METRICS, now=time.monotonic()), Gauges()
     waiting = partial(waiting_for_nodes, cpus=plan.cpus, gpus=plan.gpus)
     begin = "starting Ray and the model"
     with Display(len(sources), doing="denoising", begin=begin, quiet=config.quiet, waiting=waiting) as display:
@@ -93,6 +94,7 @@ def _execute(
             for rows in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 writer.add(rows, now=time.monotonic())
                 totals.add(rows, referenced=config.reference is not None)
+                gauges.add(rows)
                 display.update(done=totals.images, failed=totals.failed)
         finally:
             writer.flush(now=time.monotonic())
