@@ -39,7 +39,7 @@ def main(folder: Path) -> int:
     status = cli.main(["denoise", *arguments])
     if status != cli.DONE:
         return status
-    contact_sheet(output, path=output.root / SHEET)
+    contact_sheet(output, path=folder / "out" / SHEET)
     status = cli.main(["report", str(output.root), "--quiet"])
     if status != cli.DONE:
         return status

@@ -19,7 +19,8 @@ from raydenoise.config.denoise import Sigma
 from raydenoise.core.image import ImageError, decode
 from raydenoise.core.metrics import quality
 from raydenoise.core.noise import estimate_sigma
-from raydenoise.data.storage import Source, list_sources, pair_references, publish, read_picture
+from raydenoise.data.inputs import Source, list_sources, pair_references
+from raydenoise.data.storage import publish, read_picture
 from raydenoise.model.card import check_sigma, locate, read_checked
 
 if TYPE_CHECKING:

@@ -99,11 +99,13 @@ def test_bad_flags_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert "raydenoise denoise: error: output missing" in capsys.readouterr().err
 
 
-def test_a_folder_that_holds_a_run_is_refused(
+def test_a_folder_that_holds_something_else_is_refused(
     tmp_path: Path, pictures: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "out" / "images").mkdir(parents=True)
-    message = f"output '{tmp_path}/out' already holds a run (images); allowed: another folder"
+    message = (
+        f"output '{tmp_path}/out' already holds something (images) and no manifest of a run; allowed: another folder"
+    )
     check_refused(capsys, message, pictures, "--output", tmp_path / "out", "--model", model)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["images"]
 

@@ -128,9 +128,12 @@ OUT_OF_RANGE = {
     ("gpus_per_actor", -1.0): "gpus_per_actor is -1.0; allowed: a whole number, or a part of one GPU",
     ("gpus_per_actor", float("nan")): "gpus_per_actor is nan; allowed: a whole number, or a part of one GPU",
     ("gpus_per_actor", float("inf")): "gpus_per_actor is inf; allowed: a whole number, or a part of one GPU",
+    ("image_timeout", 0.0): "image_timeout is 0.0; allowed: more than 0 seconds",
+    ("image_timeout", float("inf")): "image_timeout is inf; allowed: more than 0 seconds",
+    ("allow_failed", -1): "allow_failed is -1; allowed: all, or 0 and more",
     **{
         (name, value): f"{name} is {value}; allowed: 1 or more"
-        for name in ("tile", "batch_tiles", "actors", "cpus_per_actor", "limit", "max_pixels")
+        for name in ("tile", "batch_tiles", "actors", "cpus_per_actor", "limit", "max_pixels", "attempts")
         for value in (0, -2)
     },
 }
@@ -169,9 +172,21 @@ def test_choices_are_named(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "input and output missing: give them as arguments or in --config"),
+        ([], "output missing: give them as arguments or in --config"),
         (["in"], "output missing: give them as arguments or in --config"),
-        (["--output", "out"], "input missing: give them as arguments or in --config"),
+        (["--output", "out"], "input missing: give INPUT or --list FILE"),
+        (
+            ["in", "--output", "out", "--list", "l.csv"],
+            "input and list are both given; allowed: one of INPUT and --list FILE",
+        ),
+        (
+            ["--list", "l.csv", "--output", "out", "--reference", "r"],
+            "reference is given with list; allowed: with INPUT, below which the paths are the same",
+        ),
+        (
+            ["in", "--output", "out", "--allow-failed", "some"],
+            "argument --allow-failed: 'some' is no number of failures; allowed: all, or 0 and more",
+        ),
         (["in", "--output", "out", "--qualty", "90"], "unrecognized arguments: --qualty 90"),
         (["in", "--output", "out", "--qual", "90"], "unrecognized arguments: --qual 90"),
         (["in", "more", "--output", "out"], "unrecognized arguments: more"),
@@ -198,7 +213,7 @@ def test_bad_command_lines_exit_with_2(argv: list[str], message: str, capsys: py
         ("qualty: 90\n", "qualty is unknown; did you mean quality?"),
         ("batch-tile: 3\n", "batch-tile is unknown; did you mean batch_tiles?"),
         ("zzzzzz: 3\n", "zzzzzz is unknown; allowed: input, output, model, sigma, strength, tta, reference, format, "),
-        ("1: 3\n", "1 is unknown; allowed: input, "),
+        ("1: 3\n", "1 is unknown; allowed: output, "),
         ("quality: [1]\n", "quality is [1]; allowed: of JPEG and WebP, 1 to 100"),
         ("quality: high\n", "quality is 'high'; allowed: of JPEG and WebP, 1 to 100"),
         ("quality: true\n", "quality is True; allowed: of JPEG and WebP, 1 to 100"),

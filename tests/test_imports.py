@@ -39,7 +39,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "data": set(HEAVY),
     "pipelines": set(),
 }
-MAY_IMPORT_TENSORFLOW = {"pipelines/stages.py", "pipelines/worker.py"}  # thread settings; distribution
+MAY_IMPORT_TENSORFLOW = {"pipelines/process.py", "pipelines/worker.py"}  # thread settings; distribution
 
 
 def modules() -> list[str]:
@@ -92,7 +92,7 @@ def test_each_part_keeps_to_its_libraries(name: str) -> None:
 
 
 def test_the_reading_of_imports_sees_them() -> None:
-    assert {"ray", "tensorflow", "raydenoise.model.denoiser.Denoiser"} <= imported("pipelines/stages.py")
+    assert {"ray", "tensorflow", "raydenoise.model.denoiser.Denoiser"} <= imported("pipelines/process.py")
     assert [part(name) for name in ("raydenoise.config", "raydenoise.core.image", "raydenoise.__version__")] == [
         "config",
         "core",

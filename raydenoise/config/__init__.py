@@ -7,6 +7,7 @@ from raydenoise.config.options import parse
 from raydenoise.config.prepare import PrepareConfig
 from raydenoise.config.preview import PreviewConfig
 from raydenoise.config.report import ReportConfig
+from raydenoise.config.status import StatusConfig
 from raydenoise.config.train import TrainConfig
 from raydenoise.config.tune import TuneConfig
 
@@ -19,6 +20,7 @@ __all__ = [
     "PrepareConfig",
     "PreviewConfig",
     "ReportConfig",
+    "StatusConfig",
     "TrainConfig",
     "TuneConfig",
     "parse",

@@ -30,12 +30,29 @@ def actors(text: object) -> int | Literal["auto"]:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of actors; allowed: auto, or 1 and more") from None
 
 
+def allowed_failures(text: object) -> int | Literal["all"]:
+    """Read a number of failures: "all" or a number."""
+    try:
+        return "all" if text == "all" else int(str(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of failures; allowed: all, or 0 and more") from None
+
+
 @dataclass(frozen=True)
 class DenoiseConfig:
     """What `raydenoise denoise` does. A value that is not allowed raises ValueError when the config is made."""
 
-    input: str = option("a folder (with all below it), a glob or a file", metavar="INPUT", nargs="?")
     output: str = option("folder for images/, metrics/ and manifest.json; made where it is missing", metavar="OUT")
+    input: str | None = option(
+        "a folder (with all below it), a glob or a file; local, s3:// or gs://",
+        default=None,
+        metavar="INPUT",
+        nargs="?",
+    )
+    list: str | None = option(
+        "instead of INPUT: a .parquet or .csv file that lists pictures", default=None, metavar="FILE"
+    )
+    column: str = option("of the listing, with absolute paths, s3:// or gs:// addresses", default="uri", metavar="NAME")
     model: str = option("shipped name, bundle folder, or .keras / .h5 file", default="default", metavar="NAME|PATH")
     sigma: Sigma = option(
         "noise level in 8-bit grey levels, or auto",
@@ -59,6 +76,15 @@ class DenoiseConfig:
     )
     cpus_per_actor: int | None = option("CPUs and threads of each", default=None, read=int, metavar="N")
     precision: str = option("number format of the network", default="auto", choices=PRECISIONS)
+    overwrite: bool = option("remove the run that OUT holds and start anew", default=False, read=bool)
+    retry_failed: bool = option("try pictures again that have an error row", default=False, read=bool)
+    attempts: int = option("deaths of its process until a picture is given up", default=4, read=int, metavar="N")
+    image_timeout: float = option(
+        "seconds until a picture that is stuck in one stage is given up", default=1800.0, read=float, metavar="S"
+    )
+    allow_failed: int | Literal["all"] = option(
+        "failures that leave the exit status 0", default=0, read=allowed_failures, yaml=(int, str), metavar="N|all"
+    )
     limit: int | None = option("stop after the first N pictures by name", default=None, read=int, metavar="N")
     max_pixels: int = option("larger pictures become error rows", default=DEFAULT_MAX_PIXELS, read=int, metavar="N")
     address: str | None = address_option()
@@ -67,6 +93,12 @@ class DenoiseConfig:
     verbose: bool = option("let Ray and TensorFlow talk", default=False, read=bool)
 
     def __post_init__(self) -> None:
+        if self.input is None and self.list is None:
+            raise ValueError("input missing: give INPUT or --list FILE")
+        if self.input is not None and self.list is not None:
+            raise ValueError("input and list are both given; allowed: one of INPUT and --list FILE")
+        if self.list is not None and self.reference is not None:
+            raise ValueError("reference is given with list; allowed: with INPUT, below which the paths are the same")
         if not 0 <= self.strength <= 1:
             raise ValueError(f"strength is {self.strength}; allowed: 0 to 1")
         if not 1 <= self.quality <= 100:
@@ -80,7 +112,11 @@ class DenoiseConfig:
             raise ValueError(f"precision is {self.precision!r}; allowed: {', '.join(PRECISIONS)}")
         if self.gpus_per_actor is not None and not allocatable(self.gpus_per_actor):
             raise ValueError(f"gpus_per_actor is {self.gpus_per_actor}; allowed: a whole number, or a part of one GPU")
-        for name in ("batch_tiles", "actors", "cpus_per_actor", "limit", "max_pixels", "tile"):
+        if not 0 < self.image_timeout < inf:
+            raise ValueError(f"image_timeout is {self.image_timeout}; allowed: more than 0 seconds")
+        if self.allow_failed != "all" and self.allow_failed < 0:
+            raise ValueError(f"allow_failed is {self.allow_failed}; allowed: all, or 0 and more")
+        for name in ("batch_tiles", "actors", "cpus_per_actor", "limit", "max_pixels", "tile", "attempts"):
             value = getattr(self, name)
             if value not in (None, "auto") and value < 1:
                 raise ValueError(f"{name} is {value}; allowed: 1 or more")

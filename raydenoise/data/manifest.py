@@ -2,18 +2,19 @@
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydenoise import __version__
+from raydenoise.data import storage
+from raydenoise.data.place import Place, Remote
 from raydenoise.data.storage import publish, publish_json
 
 # Of the manifests; shards have theirs beside what reads them.
@@ -28,35 +29,31 @@ PART_SECONDS = 30.0  # a killed driver loses at most this much of the metrics
 class Output:
     """The folder of one run."""
 
-    root: Path
+    root: Place
 
     @property
-    def images(self) -> Path:
+    def images(self) -> Place:
         """The denoised pictures, by output key."""
         return self.root / "images"
 
     @property
-    def metrics(self) -> Path:
+    def metrics(self) -> Place:
         """Parquet files of metrics rows."""
         return self.root / "metrics"
 
     @property
-    def manifest(self) -> Path:
+    def manifest(self) -> Place:
         """What ran and how it ended."""
         return self.root / MANIFEST
 
-    def check_free(self) -> None:
-        """Raise ValueError where the folder already holds a run or cannot be one."""
-        check_writable(self.root)
-        held = [path.name for path in (self.manifest, self.metrics, self.images) if path.exists()]
-        if held:
-            raise ValueError(
-                f"output {str(self.root)!r} already holds a run ({', '.join(held)}); allowed: another folder"
-            )
+    @property
+    def scratch(self) -> Place:
+        """Pictures that are being written on a disk, before they get their names; gone when no job runs."""
+        return self.root / ".partial"
 
 
 @contextmanager
-def recorded(root: Path, manifest: dict[str, Any]) -> Iterator[None]:
+def recorded(root: Place, manifest: dict[str, Any]) -> Iterator[None]:
     """Keep a run's manifest: that it runs, then how it ended, and when; what the run adds to it meanwhile as well.
 
     Its status is `running`, `finished`, `interrupted` (Ctrl-C, `ray job stop`) or `broken`.
@@ -75,8 +72,14 @@ def recorded(root: Path, manifest: dict[str, Any]) -> Iterator[None]:
         publish_json(root / MANIFEST, manifest)
 
 
-def check_writable(root: Path) -> None:
-    """Raise ValueError where an output folder cannot be made or written to."""
+def check_writable(root: Place) -> None:
+    """Raise ValueError where an output folder cannot be made or written to; of a bucket, where it does not answer."""
+    if isinstance(root, Remote):
+        try:
+            root.exists()
+        except OSError as error:
+            raise ValueError(f"output {str(root)!r} cannot be reached: {error}") from error
+        return
     nearest = next(path for path in (root, *root.parents) if path.exists())
     if not nearest.is_dir():
         raise ValueError(f"output {str(nearest)!r} is a file; allowed: a folder")
@@ -84,10 +87,13 @@ def check_writable(root: Path) -> None:
         raise ValueError(f"output {str(nearest)!r} cannot be written to; allowed: a folder that you may write to")
 
 
-def check_empty(root: Path) -> None:
+def check_empty(root: Place) -> None:
     """Raise ValueError where an output folder holds anything, or cannot be one."""
     check_writable(root)
-    held = sorted(path.name for path in root.iterdir()) if root.exists() else []
+    if isinstance(root, Remote):
+        held = sorted({name.split("/")[0] for name in storage.walk(root)})
+    else:
+        held = sorted(path.name for path in root.iterdir()) if root.exists() else []
     if held:
         some = ", ".join(held[:3]) + (", ..." if len(held) > 3 else "")
         raise ValueError(f"output {str(root)!r} already holds something ({some}); allowed: a new or an empty folder")
@@ -97,28 +103,54 @@ class RowWriter:
     """Collects rows and publishes them as parquet files, each whole or not there.
 
     A file is due after `PART_ROWS` rows or `PART_SECONDS` seconds.
+
+    Args:
+        folder: of the files.
+        schema: of the rows.
+        now: the time.
+        name: that the names of the files begin with.
+        lone: whether a folder without rows gets one empty file, so that readers find the schema.
+        allowed: called before a file is published; raises where it must not be.
     """
 
-    def __init__(self, folder: Path, *, schema: pa.Schema, now: float) -> None:
+    def __init__(
+        self,
+        folder: Place,
+        *,
+        schema: pa.Schema,
+        now: float,
+        name: str = "part",
+        lone: bool = True,
+        allowed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._folder, self._schema, self._since, self._parts = folder, schema, now, 0
+        self._name, self._lone, self._allowed = name, lone, allowed
         self._pending: list[pa.Table] = []
+        self._waiting = 0  # rows of these
 
     def add(self, rows: pa.Table, *, now: float) -> None:
         """Take rows; publish what is due."""
         self._pending.append(rows)
-        if sum(len(table) for table in self._pending) >= PART_ROWS or now - self._since >= PART_SECONDS:
+        self._waiting += len(rows)
+        if self._waiting >= PART_ROWS or now - self._since >= PART_SECONDS:
             self.flush(now=now)
 
     def flush(self, *, now: float) -> None:
         """Publish the rows that wait."""
         self._since = now
-        if not self._pending and self._parts:
+        if not self._pending and (self._parts or not self._lone):
             return
         table = pa.concat_tables(self._pending) if self._pending else self._schema.empty_table()
-        sink = pa.BufferOutputStream()
-        pq.write_table(table.cast(self._schema), sink, compression="zstd")
-        publish(self._folder / f"part-{self._parts:05d}.parquet", sink.getvalue().to_pybytes())
-        self._pending, self._parts = [], self._parts + 1
+        self._allowed()
+        publish_table(self._folder / f"{self._name}-{self._parts:05d}.parquet", table.cast(self._schema))
+        self._pending, self._waiting, self._parts = [], 0, self._parts + 1
+
+
+def publish_table(path: Place, table: pa.Table) -> None:
+    """Publish a parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    publish(path, sink.getvalue().to_pybytes())
 
 
 def versions() -> dict[str, str]:

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from raydenoise.data.place import Place, place
 from raydenoise.data.schema import PATCHES, SPLITS, Split
-from raydenoise.data.storage import publish, publish_json
+from raydenoise.data.storage import open_parquet, publish, publish_json, size
 
 KIND, VERSION = "raydenoise shards", 1
 MANIFEST = "manifest.json"
@@ -71,7 +72,7 @@ class ShardFile:
         groups: rows of each row group.
     """
 
-    path: Path
+    path: Place
     rows: int
     bytes: int
     groups: tuple[int, ...]
@@ -91,7 +92,7 @@ class ShardSet:
         files: of each split, in order; a split may be empty.
     """
 
-    root: Path
+    root: Place
     patch: int
     paired: bool
     dtypes: tuple[str, ...]
@@ -104,7 +105,7 @@ class ShardSet:
         return sum(file.rows for file in self.files[split])
 
 
-def write_shard(path: Path, patches: Iterable[Patch], *, split: Split) -> ShardFile:
+def write_shard(path: Place, patches: Iterable[Patch], *, split: Split) -> ShardFile:
     """Publish a shard, whole or not at all. The same patches in the same order make the same bytes.
 
     A row group takes patches up to `GROUP_BYTES`, at least one.
@@ -161,7 +162,7 @@ def _little_endian(pixels: NDArray[Any]) -> bytes:
 
 def read_group(file: ShardFile, group: int) -> list[Patch]:
     """Read one row group; its arrays are read-only views of one buffer."""
-    return to_patches(pq.ParquetFile(file.path).read_row_group(group))
+    return to_patches(open_parquet(file.path).read_row_group(group))
 
 
 def spread(files: Sequence[ShardFile], count: int, *, part: slice = slice(None)) -> Iterator[tuple[int, Patch]]:
@@ -203,25 +204,25 @@ def read_patch(path: str | Path, *, group: int, row: int) -> Patch:
     Raises:
         OSError, pyarrow.ArrowException: the file cannot be read.
     """
-    return to_patches(pq.ParquetFile(path).read_row_group(group).slice(row, 1))[0]
+    return to_patches(open_parquet(place(path)).read_row_group(group).slice(row, 1))[0]
 
 
 def read_places(file: ShardFile) -> Iterator[tuple[str, str, int, int]]:
     """Tell uri, key, y and x of each patch of a file, in order; no pixels are read."""
-    columns = pq.ParquetFile(file.path).read(columns=["uri", "key", "y", "x"]).to_pydict()
+    columns = open_parquet(file.path).read(columns=["uri", "key", "y", "x"]).to_pydict()
     return zip(*columns.values(), strict=True)
 
 
 def is_shards(folder: str | Path) -> bool:
     """Whether a folder is one that `raydenoise prepare` made, whole or not."""
     try:
-        content = json.loads((Path(folder) / MANIFEST).read_bytes())
+        content = json.loads((place(folder) / MANIFEST).read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("kind") == KIND
 
 
-def write_manifest(root: Path, content: dict[str, Any]) -> None:
+def write_manifest(root: Place, content: dict[str, Any]) -> None:
     """Replace the manifest of a folder of shards; adds what tells it from others."""
     content = {"kind": KIND, "version": VERSION, **content}
     publish_json(root / MANIFEST, content)
@@ -234,7 +235,7 @@ def read_manifest(folder: str | Path) -> ShardSet:
         ValueError: there is no such folder or no manifest, it is not one of shards or of an unfinished run, or a file
             is not there or not the one that was written.
     """
-    root = Path(folder).absolute()
+    root = place(folder, argument="shards")
     content = _read_json(root)
     if content.get("status") != "finished":
         raise ValueError(
@@ -250,7 +251,7 @@ def read_manifest(folder: str | Path) -> ShardSet:
         raise ValueError(f"{root / MANIFEST} lacks or garbles {error}; run raydenoise prepare again") from error
 
 
-def _read_json(root: Path) -> dict[str, Any]:
+def _read_json(root: Place) -> dict[str, Any]:
     if not root.is_dir():
         raise ValueError(f"shards {str(root)!r} is no folder; allowed: the output folder of raydenoise prepare")
     path = root / MANIFEST
@@ -268,14 +269,14 @@ def _read_json(root: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def read_shard(path: Path) -> ShardFile:
+def read_shard(path: Place) -> ShardFile:
     """Look at the footer of a shard.
 
     Raises:
         ValueError: the file is missing, cannot be read, or is no shard.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             footer, schema = file.metadata, file.schema_arrow
     except FileNotFoundError:
         raise ValueError(f"shard {path} is missing; {AGAIN}") from None
@@ -284,10 +285,10 @@ def read_shard(path: Path) -> ShardFile:
     if not schema.equals(PATCHES):
         raise ValueError(f"shard {path} has the columns {schema.names}; allowed: {PATCHES.names}, as prepare writes")
     groups = tuple(footer.row_group(index).num_rows for index in range(footer.num_row_groups))
-    return ShardFile(path, footer.num_rows, path.stat().st_size, groups)
+    return ShardFile(path, footer.num_rows, size(path), groups)
 
 
-def _listed(root: Path, entry: Mapping[str, Any]) -> ShardFile:
+def _listed(root: Place, entry: Mapping[str, Any]) -> ShardFile:
     file = read_shard(root / entry["name"])
     if (file.rows, file.bytes) != (entry["rows"], entry["bytes"]):
         raise ValueError(

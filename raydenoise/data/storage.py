@@ -1,235 +1,30 @@
-"""Listing, reading and atomic writing on a local or shared disk; input path -> output key."""
+"""Reading and atomic writing on disks and in buckets."""
 
-import glob
 import json
 import os
-import re
+import shutil
 import stat
 import uuid
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain, count
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
 from raydenoise.core.image import (
-    DEFAULT_EXTENSION,
     DEFAULT_MAX_PIXELS,
-    EXTENSIONS,
     HEAD_BYTES,
-    Format,
     ImageError,
     admit,
 )
-
-
-@dataclass(frozen=True)
-class Source:
-    """One input picture.
-
-    Attributes:
-        uri: absolute path.
-        key: POSIX path below INPUT, unique.
-    """
-
-    uri: str
-    key: str
-
-
-def list_sources(pattern: str, *, argument: str = "input") -> list[Source]:
-    """List the files of INPUT: a folder with all below it, a glob (`**` spans folders) or one file, sorted by key.
-
-    Every file counts, whatever its name, so that none is left out in silence; hidden ones (a leading dot) do not.
-    Linked folders are followed below a folder, not by `**`. A name that is not UTF-8 is listed with escapes: no table
-    could hold it, so its row will say that there is no such file.
-
-    Raises:
-        ValueError: nothing is there.
-    """
-    path = Path(pattern)
-    if path.is_dir():
-        root, files = path.absolute(), _walk(path.absolute())
-    elif path.is_file():
-        root, files = path.absolute().parent, iter([path.absolute()])
-    else:
-        root, files = _glob(pattern)
-    sources = [Source(_utf8(str(file)), _utf8(file.relative_to(root).as_posix())) for file in files]
-    if not sources:
-        raise ValueError(f"{argument} {pattern!r} holds no files; allowed: a folder, a glob or a file")
-    return sorted(sources, key=lambda source: source.key)
-
-
-def list_all(patterns: Sequence[str], *, argument: str = "input") -> list[Source]:
-    """List the files of several INPUTs, sorted by key.
-
-    With more than one, a key begins with the name of the folder that its input is, or lies in; a second folder of that
-    name is `name-2`. A file that two inputs hold counts once, so that it cannot fall into two splits.
-
-    Raises:
-        ValueError: nothing is there.
-    """
-    listed = [list_sources(pattern, argument=argument) for pattern in patterns]
-    if len(listed) == 1:
-        return listed[0]
-    names: dict[str, str] = {}
-    found: dict[str, Source] = {}
-    for source in chain.from_iterable(listed):
-        folder = os.path.normpath(source.uri.removesuffix(source.key))
-        if folder not in names:
-            names[folder] = _free_name(Path(folder).name or "root", set(names.values()))
-        found.setdefault(os.path.realpath(source.uri), Source(source.uri, f"{names[folder]}/{source.key}"))
-    return sorted(found.values(), key=lambda source: source.key)
-
-
-def _free_name(name: str, taken: set[str]) -> str:
-    numbered = (f"{name}-{number}" for number in count(2))
-    return next(candidate for candidate in chain([name], numbered) if candidate not in taken)
-
-
-def _walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Walk a folder; linked folders too, but none inside itself.
-
-    What cannot be looked into (a broken link, a folder without permission) counts as a file, so that its row says why;
-    a pipe or a device does not.
-    """
-    real = os.path.realpath(folder)
-    if real in above:
-        return
-    try:
-        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    except OSError:
-        yield folder
-        return
-    for entry in entries:
-        try:
-            is_folder, is_file = entry.is_dir(), entry.is_file() or entry.is_symlink()
-        except OSError:  # a link to itself
-            is_folder, is_file = False, True
-        if is_folder:
-            yield from _walk(Path(entry.path), above | {real})
-        elif is_file:
-            yield Path(entry.path)
-
-
-def _glob(pattern: str) -> tuple[Path, Iterator[Path]]:
-    """Split a pattern into the folder above its first wildcard and the files that match, each once."""
-    parts = Path(pattern).absolute().parts
-    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
-    root, wild = Path(*parts[:fixed]), parts[fixed:]
-    if wild[-1] == "**":  # for pathlib that is folders only
-        wild = (*wild, "*")
-    found = sorted({file for file in root.glob(str(Path(*wild))) if file.is_file()})
-    return root, (file for file in found if not any(p.startswith(".") for p in file.relative_to(root).parts))
-
-
-def _utf8(name: str) -> str:
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def output_keys(keys: list[str], written_format: Format | None) -> list[str]:
-    """Name the outputs: the input's own key, or with the written format's extension.
-
-    Where two inputs of a folder would get one name (a.jpg and a.bmp written as a.png), those that had another name
-    keep it whole: a.jpg.png, a.bmp.png. So does one whose name is that of a folder. Names that differ in case or in
-    their Unicode form are two names, as they are on Linux.
-
-    Args:
-        keys: sorted and unique.
-        written_format: None keeps names and formats.
-    """
-    if written_format is None:
-        return keys
-    folders: dict[str, list[str]] = defaultdict(list)
-    for key in keys:
-        folders[str(PurePosixPath(key).parent)].append(key)
-    above = {str(parent) for folder in folders for parent in (PurePosixPath(folder), *PurePosixPath(folder).parents)}
-    names: dict[str, str] = {}
-    for group in folders.values():
-        names.update(_folder_names(group, written_format, above))
-    return [names[key] for key in keys]
-
-
-def _folder_names(keys: list[str], written_format: Format, folders: set[str]) -> dict[str, str]:
-    extension = DEFAULT_EXTENSION[written_format]
-    wanted = {
-        key: key if _format(key) == written_format else str(PurePosixPath(key).with_suffix(extension)) for key in keys
-    }
-    claims = Counter(wanted.values())
-    names = {key: name for key, name in wanted.items() if name == key or (claims[name] == 1 and name not in folders)}
-    taken = folders.union(names.values())
-    for key in keys:
-        if key not in names:
-            name = key + extension
-            while name in taken:
-                name += extension
-            names[key] = name
-            taken.add(name)
-    return names
-
-
-def _format(key: str) -> Format | None:
-    return EXTENSIONS.get(PurePosixPath(key).suffix.lower())
-
-
-def check_key(key: str) -> None:
-    """Refuse a key that could leave the folder it is put below, here or on a disk of Windows.
-
-    Keys of a listing on disk never could; one that comes from a table may be anything.
-
-    Raises:
-        ValueError: it is empty, absolute, has a part that is empty, `.` or `..`, a drive letter, or a NUL.
-    """
-    parts = re.split(r"[/\\]", key)
-    if not {"", ".", ".."}.isdisjoint(key.split("/")) or ".." in parts or key.startswith("\\\\"):
-        problem = "is empty, absolute, or has an empty part, . or .."
-    elif re.match(r"[A-Za-z]:[\\/]", key):
-        problem = "begins with a drive"
-    elif "\0" in key:
-        problem = "holds a NUL"
-    else:
-        return
-    raise ValueError(f"the key {key[:100]!r} {problem}; allowed: a path below the folder, such as 'a/b.png'")
-
-
-def below(folder: Path, key: str) -> Path:
-    """Say where the file of a key lies: never outside the folder.
-
-    Raises:
-        ValueError: as of `check_key`.
-    """
-    check_key(key)
-    return folder / key
-
-
-def pair_references(keys: list[str], folder: str, *, argument: str = "reference") -> list[str | None]:
-    """Find each key's partner: the same path below `folder`, else the same with any supported extension.
-
-    Raises:
-        ValueError: the folder does not exist, or it holds none of them.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise ValueError(f"{argument} {folder!r} is not a folder; allowed: a folder of pictures")
-    by_stem: dict[str, str] = {}
-    exact: dict[str, str] = {}
-    for source in list_sources(folder, argument=argument):
-        exact[source.key] = source.uri
-        if _format(source.key) is not None:
-            by_stem.setdefault(_stem(source.key), source.uri)
-    pairs = [exact.get(key) or by_stem.get(_stem(key)) for key in keys]
-    if not any(pairs):
-        raise ValueError(f"{argument} {folder!r} holds no picture with the path of an input, such as {keys[0]!r}")
-    return pairs
-
-
-def _stem(key: str) -> str:
-    return str(PurePosixPath(key).with_suffix(""))
+from raydenoise.data.place import Place, Remote, place
 
 
 def read(uri: str) -> bytes:
     """Read a file whole."""
-    return Path(uri).read_bytes()
+    return place(uri).read_bytes()
 
 
 def read_picture(uri: str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
@@ -239,23 +34,42 @@ def read_picture(uri: str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
         ImageError: they do not, or it is a pipe or a device, which might never end.
         OSError: it cannot be read.
     """
-    with open(uri, "rb", opener=_open_now) as stream:  # pathlib takes no opener
-        found = os.fstat(stream.fileno())
+    source = place(uri)
+    if isinstance(source, Remote):
+        with source.open() as stream:
+            size, head = stream.size(), stream.read(HEAD_BYTES)
+            admit(head, size, max_pixels=max_pixels)
+            return bytes(head + stream.read())
+    with open(uri, "rb", opener=_open_now) as file:  # pathlib takes no opener
+        found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise ImageError("not_an_image", "it is a pipe, a socket or a device; allowed: files")
-        head = stream.read(HEAD_BYTES)
+        head = file.read(HEAD_BYTES)
         admit(head, found.st_size, max_pixels=max_pixels)
-        return head + stream.read()
+        return head + file.read()
 
 
 def _open_now(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would wait for its writer
 
 
-def publish(path: Path, data: bytes | memoryview) -> None:
-    """Write a file so that a reader sees all of it or nothing: a temporary name beside it, then a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".{uuid.uuid4().hex}.partial"
+def publish(path: Place, data: bytes | memoryview, *, scratch: Place | None = None) -> None:
+    """Write a file so that a reader sees all of it or nothing.
+
+    In a bucket that is one write; on a disk a temporary name, then a rename.
+
+    Args:
+        path: of the file; folders above it are made.
+        data: its content.
+        scratch: folder for the temporary name, on the same disk; by default the file's own.
+    """
+    if isinstance(path, Remote):
+        path.write_bytes(data)
+        return
+    aside = scratch if isinstance(scratch, Path) else path.parent
+    partial = aside / f".{uuid.uuid4().hex}.partial"
+    for folder in {path.parent, aside}:
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         partial.write_bytes(data)
         partial.replace(path)
@@ -264,6 +78,85 @@ def publish(path: Path, data: bytes | memoryview) -> None:
         raise
 
 
-def publish_json(path: Path, content: dict[str, Any]) -> None:
+def create(path: Place, data: bytes) -> None:
+    """Write a file that is not there yet: of several that try, one succeeds, and nobody sees a part of it.
+
+    Raises:
+        FileExistsError: it is there.
+    """
+    if isinstance(path, Remote):
+        path.create(data)
+        return
+    partial = path.parent / f".{uuid.uuid4().hex}.partial"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        partial.write_bytes(data)
+        path.hardlink_to(partial)  # unlike a rename, it fails where the name is taken
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def names(folder: Place) -> list[str]:
+    """The names of the files in a folder, hidden ones not, in order; none where there is no folder."""
+    if isinstance(folder, Remote):
+        found = folder.filesystem.get_file_info(fs.FileSelector(folder.path, allow_not_found=True))
+        listed = [info.base_name for info in found if info.type == fs.FileType.File]
+    else:
+        listed = [entry.name for entry in os.scandir(folder) if entry.is_file()] if folder.is_dir() else []
+    return sorted(name for name in listed if not name.startswith("."))
+
+
+def walk(folder: Place) -> Iterator[str]:
+    """The keys of all files below a folder, in no order; none where there is no folder."""
+    if isinstance(folder, Remote):
+        yield from (file.path.removeprefix(folder.path + "/") for file in folder.files())
+        return
+    for path, _, files in os.walk(folder):
+        above = os.path.relpath(path, folder)
+        yield from (name if above == "." else f"{above}/{name}" for name in files)
+
+
+def remove(path: Place) -> None:
+    """Remove a file or a folder with all in it; one that is not there is removed already."""
+    if isinstance(path, Remote):
+        if path.is_dir():
+            path.filesystem.delete_dir(path.path)
+        path.unlink(missing_ok=True)
+    elif path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def open_parquet(path: Place) -> pq.ParquetFile:
+    """Open a parquet file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError, pyarrow.ArrowException: it cannot be read.
+    """
+    return pq.ParquetFile(path.open() if isinstance(path, Remote) else path)
+
+
+def read_parquet(folder: Place) -> pa.Table:
+    """Read all parquet files of a folder, for tables that fit in memory."""
+    files = [open_parquet(folder / name) for name in names(folder) if name.endswith(".parquet")]
+    return pa.concat_tables([file.read() for file in files])
+
+
+def size(path: Place) -> int:
+    """Bytes of a file."""
+    if isinstance(path, Remote):
+        return int(path.filesystem.get_file_info(path.path).size)
+    return path.stat().st_size
+
+
+def publish_folder(folder: Path, target: Place) -> None:
+    """Publish every file of a local folder under the same name."""
+    for name in sorted(walk(folder)):
+        publish(target / name, (folder / name).read_bytes())
+
+
+def publish_json(path: Place, content: dict[str, Any]) -> None:
     """Publish a JSON file for people and programs: indented, UTF-8."""
     publish(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

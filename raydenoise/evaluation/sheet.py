@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import PIL.Image
@@ -11,6 +10,7 @@ import PIL.ImageFont
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raydenoise.data.place import Place
 from raydenoise.data.storage import publish
 
 INK, PAPER = (30, 30, 30), (255, 255, 255)
@@ -20,7 +20,7 @@ LEAST = 150  # pixels, width of a cell: room for its label
 COLUMNS = 6  # cells of a line; more methods wrap
 
 
-def draw_sheet(rows: pa.Table, *, methods: Sequence[str], path: Path) -> None:
+def draw_sheet(rows: pa.Table, *, methods: Sequence[str], path: Place) -> None:
     """Draw the middle of some pictures at actual pixels, a block of cells each, with PSNR.
 
     Args:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from raydenoise.config import TrainConfig, TuneConfig
 from raydenoise.config.options import nearest
 from raydenoise.data.manifest import MANIFEST, TRAINING_KIND, check_empty
+from raydenoise.data.place import Place
 from raydenoise.data.shards import ShardSet
+from raydenoise.pipelines.process import on_disk
 from raydenoise.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ def begin(config: TrainConfig, shards: ShardSet) -> "Bundle":
     from raydenoise.model import bundle, networks
 
     if config.init is not None:
-        started = bundle.load(config.init)
+        with on_disk(config.init) as path:
+            started = bundle.load(path)
     else:
         keras.utils.set_random_seed(config.seed)
         try:
@@ -123,7 +126,12 @@ def fingerprint(shards: ShardSet) -> dict[str, Any]:
 
 
 def open_run(
-    config: TrainConfig | TuneConfig, root: Path, facts: dict[str, Any], *, kind: str = TRAINING_KIND, noun: str = "run"
+    config: TrainConfig | TuneConfig,
+    root: Place,
+    facts: dict[str, Any],
+    *,
+    kind: str = TRAINING_KIND,
+    noun: str = "run",
 ) -> None:
     """Check that the output folder is new, or with `--resume` that it holds the same run.
 
@@ -145,7 +153,7 @@ def open_run(
         return
     holds = f"output {str(root)!r} holds"
     try:
-        before = json.loads((root / MANIFEST).read_text())
+        before = json.loads((root / MANIFEST).read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"{holds} no {noun} to resume: {error}; leave out --resume") from error
     found = before.get("kind") if isinstance(before, dict) else type(before).__name__

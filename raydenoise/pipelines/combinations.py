@@ -10,7 +10,7 @@ from raydenoise.config import TrainConfig, TuneConfig
 from raydenoise.config.space import Space, described
 from raydenoise.data.shards import ShardSet
 from raydenoise.pipelines.checks import begin, check_arguments, check_sides
-from raydenoise.pipelines.stages import ModelFiles
+from raydenoise.pipelines.process import ModelFiles
 from raydenoise.pipelines.train import Ready, model_files, settle
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ since every choice is a function of (seed, key); a digest of the files proves th
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from raydenoise.config import PrepareConfig
 from raydenoise.core.image import decode
 from raydenoise.core.patches import Choice, choose, cut, shrink
 from raydenoise.data.layout import Piece, Shard, generator
+from raydenoise.data.place import Place
 from raydenoise.data.shards import Patch, write_shard
 from raydenoise.data.storage import read_picture
 from raydenoise.pipelines.stages import described
@@ -70,7 +70,7 @@ class Cutter:
             "dtype": str(clean.dtype),
         }
 
-    def write(self, shard: Shard, root: Path) -> dict[str, Any]:
+    def write(self, shard: Shard, root: Place) -> dict[str, Any]:
         """Cut and publish a shard, its patches in random order; returns a row of `schema.WRITTEN`."""
         patches: list[Patch] = []
         failures = []

@@ -1,26 +1,31 @@
 """The main job: list -> decode -> denoise -> publish -> metrics rows -> parquet, on Ray Data."""
 
-import os
-import tempfile
 import time
-from dataclasses import asdict
+import uuid
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.data
 
 from raydenoise.config import DenoiseConfig
 from raydenoise.data import storage
-from raydenoise.data.manifest import DENOISING_KIND, Output, RowWriter, recorded, versions
-from raydenoise.data.schema import METRICS, SOURCES
-from raydenoise.model.card import Card, check_sigma, locate, read_checked
+from raydenoise.data.lease import Lease, held
+from raydenoise.data.ledger import Ledger, check_same, clear, settle
+from raydenoise.data.manifest import DENOISING_KIND, Output, RowWriter, check_writable, recorded, versions
+from raydenoise.data.place import place
+from raydenoise.data.schema import METRICS
+from raydenoise.model.card import Card, check_sigma
+from raydenoise.pipelines.attempts import start
 from raydenoise.pipelines.displays import Display
 from raydenoise.pipelines.gauges import Gauges
+from raydenoise.pipelines.process import ModelFiles, read_files
 from raydenoise.pipelines.session import (
     Plan,
+    check_shared,
     cluster_address,
     configure_data,
     local_cpus,
@@ -28,78 +33,133 @@ from raydenoise.pipelines.session import (
     session,
     waiting_for_nodes,
 )
-from raydenoise.pipelines.stages import DenoiseActor, FusedActor, ModelFiles, Stages, decode_batch, publish_batch
+from raydenoise.pipelines.sources import Pictures, list_pictures
+from raydenoise.pipelines.stages import DenoiseActor, FusedActor, Stages, decode_batch, publish_batch
 from raydenoise.pipelines.summaries import Totals
 
-BLOCK_BYTES = 4096  # a few metrics rows, or one picture: rows come as they are done, not at the end of a task
+# Every picture is a block of its own: rows come as they are done, and where Ray does a task again it goes on behind the
+# blocks that it has, by their number, so that they must not depend on how many bytes a row has.
+BLOCK_BYTES = 1
 GPU_BATCH = 4  # pictures handed to a GPU actor at a time; Ray wants a number with num_gpus
 
 
 def run(config: DenoiseConfig) -> dict[str, Any]:
-    """Denoise a collection and return the summary.
+    """Denoise what is not denoised yet of a collection and return the summary of all of it.
 
     Raises:
-        ValueError: an argument is not allowed, or no Ray answers at the address; nothing was written.
-        RuntimeError: the job broke.
+        ValueError: an argument is not allowed, another job writes OUT, or no Ray answers; nothing was written.
+        RuntimeError: the job broke; the same command goes on with it.
     """
     started = time.monotonic()
-    output = Output(Path(config.output).absolute())
-    output.check_free()
+    output = Output(place(config.output, argument="output"))
+    check_writable(output.root)
     files, card = read_model(config)
-    sources = list_sources(config)
+    pictures = list_pictures(config)
     manifest: dict[str, Any] = {
         "kind": DENOISING_KIND,
         "config": asdict(config),
         "model": {"name": card.name, "sha256": card.sha256, "architecture": card.architecture},
         "versions": versions(),
+        "pictures": len(pictures),
     }
+    if not config.overwrite:
+        check_same(output, manifest)
     address = cluster_address(config.address)
-    with session(address, cpus=local_cpus(config), verbose=config.verbose):
-        plan = make_plan(config, images=len(sources))
+    with session(address, cpus=local_cpus(config), verbose=config.verbose), ExitStack() as stack:
+        make_plan(config, images=len(pictures))  # what it refuses, it refuses before anything is written
+        lease = stack.enter_context(held(output.root))
+        if config.overwrite:
+            clear(output)
+        else:
+            check_same(output, manifest)  # again: another job may have come and gone
+        totals = Totals()
+        ledger = settle(
+            output, retry_failed=config.retry_failed, count=partial(totals.add, referenced=bool(config.reference))
+        )
+        pending = pictures.pending(ledger)
+        plan = make_plan(config, images=max(1, pending))
         manifest["tile"] = card.grid(config.tile).tile
         manifest["ray"] = {"address": address or "local", "plan": asdict(plan)}
-        totals = Totals()
+        before = totals.images
         with recorded(output.root, manifest):
             try:
-                _execute(config, output=output, sources=sources, files=files, card=card, plan=plan, totals=totals)
+                if pending:
+                    Job(config, output, files, card, plan, ledger, lease).run(pictures, totals)
             except ValueError as error:  # Ray's task errors take the type of their cause: no argument is to blame here
                 raise RuntimeError(str(error)) from error
             finally:
-                summary = totals.summary(seconds=time.monotonic() - started, output=str(output.root))
+                storage.remove(output.scratch)
+                summary = totals.summary(seconds=time.monotonic() - started, output=str(output.root), before=before)
                 manifest |= {"precision": sorted(totals.precisions), "summary": summary}
     return summary
 
 
-def _execute(
-    config: DenoiseConfig,
-    *,
-    output: Output,
-    sources: pa.Table,
-    files: ModelFiles,
-    card: Card,
-    plan: Plan,
-    totals: Totals,
-) -> None:
-    """Run the pipeline and collect its rows."""
-    configure_data(block_bytes=BLOCK_BYTES, verbose=config.verbose)
-    stages = Stages(config, output.root, {"model": card.name, "model_sha256": card.sha256})
-    blocks = [sources.slice(first, plan.rows) for first in range(0, len(sources), plan.rows)]
-    results = denoise(ray.data.from_blocks(blocks), files=files, stages=stages, plan=plan)
+@dataclass(frozen=True)
+class Job:
+    """What a job has in hand once everything is checked."""
 
-    writer, gauges = RowWriter(output.metrics, schema=METRICS, now=time.monotonic()), Gauges()
-    waiting = partial(waiting_for_nodes, cpus=plan.cpus, gpus=plan.gpus)
-    begin = "starting Ray and the model"
-    with Display(len(sources), doing="denoising", begin=begin, quiet=config.quiet, waiting=waiting) as display:
-        try:
-            for rows in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                writer.add(rows, now=time.monotonic())
-                totals.add(rows, referenced=config.reference is not None)
-                gauges.add(rows)
-                display.update(done=totals.images, failed=totals.failed)
-        finally:
-            writer.flush(now=time.monotonic())
-    if totals.images != len(sources):
-        raise RuntimeError(f"{totals.images} of {len(sources)} pictures have a row; the others were lost on the way")
+    config: DenoiseConfig
+    output: Output
+    files: ModelFiles
+    card: Card
+    plan: Plan
+    ledger: Ledger
+    lease: Lease
+
+    def run(self, pictures: Pictures, totals: Totals) -> None:
+        """Run the pipeline and commit its rows.
+
+        Raises:
+            ValueError: the machines of the cluster do not share a local folder.
+            RuntimeError: rows were lost, or another job took the lease.
+        """
+        config, plan = self.config, self.plan
+        configure_data(block_bytes=BLOCK_BYTES, verbose=config.verbose)
+        attempts = start(config.attempts)
+        if self.ledger.precision is not None:
+            ray.get(attempts.agree.remote("precision", self.ledger.precision))
+        shared = self._local_files(pictures.first())
+        check_shared(shared)
+        stages = Stages(
+            config, self.output, attempts, shared, {"model": self.card.name, "model_sha256": self.card.sha256}
+        )
+        sources = pictures.dataset(self.ledger, rows=plan.rows)
+        results = denoise(sources, files=self.files, stages=stages, plan=plan)
+
+        writer = RowWriter(
+            self.output.metrics,
+            schema=METRICS,
+            now=time.monotonic(),
+            name=f"part-{self.lease.number:05d}",
+            allowed=self.lease.check,
+        )
+        gauges = Gauges()
+        waiting = partial(waiting_for_nodes, cpus=plan.cpus, gpus=plan.gpus)
+        begin, before = "starting Ray and the model", totals.images
+        total = before + pictures.pending(self.ledger)
+        with Display(total, doing="denoising", begin=begin, quiet=config.quiet, waiting=waiting) as display:
+            try:
+                for rows in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                    rows = self.ledger.fresh(rows)
+                    writer.add(rows, now=time.monotonic())
+                    gauges.add(rows)
+                    totals.add(rows, referenced=config.reference is not None)
+                    display.update(done=totals.images, failed=totals.failed)
+            finally:
+                writer.flush(now=time.monotonic())
+        if totals.images != total:
+            raise RuntimeError(
+                f"{totals.images} of {total} pictures have a row; the others were lost on the way: run it again"
+            )
+
+    def _local_files(self, picture: str) -> tuple[str, ...]:
+        """A file of OUT and one of INPUT, where they are on a disk: every machine must see them."""
+        files = [picture] if "://" not in picture and Path(picture).exists() else []
+        if isinstance(self.output.scratch, Path):
+            probe = self.output.scratch / uuid.uuid4().hex
+            storage.publish(probe, b"")
+            files.append(str(probe))
+        return tuple(files)
 
 
 def denoise(sources: ray.data.Dataset, *, files: ModelFiles, stages: Stages, plan: Plan) -> ray.data.Dataset:
@@ -114,10 +174,12 @@ def denoise(sources: ray.data.Dataset, *, files: ModelFiles, stages: Stages, pla
     actor = {"compute": pool, "num_cpus": plan.cpus, "batch_format": "pyarrow"}
     if plan.fused:
         return sources.map_batches(
-            FusedActor, fn_constructor_args=[ray.put(files), stages, plan.cpus], batch_size=None, **actor
+            FusedActor, fn_constructor_args=[ray.put(files), stages, plan.cpus], batch_size=plan.rows, **actor
         )
     return (
-        sources.map_batches(decode_batch, fn_kwargs={"stages": stages}, batch_format="pyarrow", num_cpus=1)
+        sources.map_batches(
+            decode_batch, fn_kwargs={"stages": stages}, batch_size=plan.rows, batch_format="pyarrow", num_cpus=1
+        )
         .map_batches(
             DenoiseActor,
             fn_constructor_args=[ray.put(files), stages, None],
@@ -127,19 +189,6 @@ def denoise(sources: ray.data.Dataset, *, files: ModelFiles, stages: Stages, pla
         )
         .map_batches(publish_batch, fn_kwargs={"stages": stages}, batch_format="pyarrow", num_cpus=0.5)
     )
-
-
-def list_sources(config: DenoiseConfig) -> pa.Table:
-    """List INPUT, name the outputs, pair the references.
-
-    Raises:
-        ValueError: there is no input, or no reference fits.
-    """
-    listed = storage.list_sources(config.input)[: config.limit]
-    keys = [source.key for source in listed]
-    references = storage.pair_references(keys, config.reference) if config.reference else [None] * len(keys)
-    names = storage.output_keys(keys, config.written_format)
-    return pa.table([[source.uri for source in listed], keys, names, references], schema=SOURCES)
 
 
 def read_model(config: DenoiseConfig) -> tuple[ModelFiles, Card]:
@@ -152,24 +201,4 @@ def read_model(config: DenoiseConfig) -> tuple[ModelFiles, Card]:
     card.grid(config.tile)
     if config.sigma != "auto":
         check_sigma(config.sigma, card=card)
-    return files, card
-
-
-def read_files(name_or_path: str) -> tuple[ModelFiles, Card]:
-    """Read a model once, here; the actors get its bytes. A bare file is inspected and becomes a bundle.
-
-    Raises:
-        ValueError: there is no such model.
-    """
-    path = locate(name_or_path)
-    if path.is_dir():
-        files, card = ModelFiles.read(path), read_checked(path)
-    else:
-        os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave the GPU to the actors
-        from raydenoise.model import bundle  # imports keras: only a bare file needs it here
-
-        with tempfile.TemporaryDirectory() as folder:
-            loaded = bundle.load(path)
-            bundle.write(loaded, Path(folder))
-            files, card = ModelFiles.read(Path(folder)), loaded.card
     return files, card

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,16 +18,24 @@ import ray.data
 from raydenoise.config import EvaluateConfig
 from raydenoise.config.evaluate import SIGMAS
 from raydenoise.core.classical import CLASSICAL, check_installed
-from raydenoise.data import storage
+from raydenoise.data import inputs, storage
 from raydenoise.data.manifest import EVALUATION_KIND, RowWriter, check_empty, recorded, versions
+from raydenoise.data.place import Place, place
 from raydenoise.data.schema import EVALUATED, EVALUATION, EVALUATION_SOURCES
 from raydenoise.data.shards import ShardSet, is_shards, read_manifest, read_places
 from raydenoise.evaluation.sheet import draw_sheet
 from raydenoise.evaluation.summary import summarize, to_markdown
-from raydenoise.model.card import Card, check_sigma, locate
-from raydenoise.pipelines.denoise import read_files
+from raydenoise.model.card import Card, check_sigma
 from raydenoise.pipelines.displays import Display
 from raydenoise.pipelines.evaluator import NOISY, Evaluator, Task, classical, network
+from raydenoise.pipelines.process import (
+    ModelFiles,
+    load_denoiser,
+    on_disk,
+    prepare_tensorflow,
+    read_files,
+    worker_name,
+)
 from raydenoise.pipelines.session import (
     Plan,
     cluster_address,
@@ -38,7 +45,6 @@ from raydenoise.pipelines.session import (
     session,
     waiting_for_nodes,
 )
-from raydenoise.pipelines.stages import ModelFiles, load_denoiser, prepare_tensorflow, worker_name
 
 BLOCK_BYTES = 4096  # a few rows: they come as they are done
 
@@ -53,7 +59,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         RuntimeError: the job broke.
     """
     started = time.monotonic()
-    root = Path(config.output).absolute()
+    root = place(config.output, argument="output")
     check_empty(root)
     sources, paired = list_sources(config)
     models = read_models(config)
@@ -142,9 +148,9 @@ def list_sources(config: EvaluateConfig) -> tuple[pa.Table, bool]:
 
 
 def _list_pictures(config: EvaluateConfig) -> list[dict[str, Any]]:
-    listed = storage.list_sources(config.input)
+    listed = inputs.list_sources(config.input)
     keys = [source.key for source in listed]
-    noisy = storage.pair_references(keys, config.noisy, argument="noisy") if config.noisy else [None] * len(keys)
+    noisy = inputs.pair_references(keys, config.noisy, argument="noisy") if config.noisy else [None] * len(keys)
     return [{"uri": s.uri, "key": s.key, "noisy_uri": uri} for s, uri in zip(listed, noisy, strict=True)]
 
 
@@ -156,8 +162,8 @@ def _list_patches(shards: ShardSet, *, split: Any) -> list[dict[str, Any]]:
         for group, count in enumerate(file.groups):
             for row in range(count):
                 uri, key, y, x = next(places)
-                place = {"shard": str(file.path), "group": group, "row": row}
-                rows.append({"uri": uri, "key": f"{key}@{y},{x}", **place})
+                where = {"shard": str(file.path), "group": group, "row": row}
+                rows.append({"uri": uri, "key": f"{key}@{y},{x}", **where})
     return rows
 
 
@@ -189,7 +195,8 @@ def read_models(config: EvaluateConfig) -> Models:
             read[given] = None
         else:
             try:
-                locate(given)
+                with on_disk(given):
+                    pass
             except ValueError as error:
                 raise ValueError(f"{error}; or a classical method: {', '.join(CLASSICAL)}") from error
             read[given] = read_files(given)
@@ -232,7 +239,7 @@ def make_task(config: EvaluateConfig, models: Models, *, paired: bool) -> Task:
     return task
 
 
-def _execute(task: Task, *, root: Path, sources: pa.Table, models: Models, plan: Plan) -> pa.Table:
+def _execute(task: Task, *, root: Place, sources: pa.Table, models: Models, plan: Plan) -> pa.Table:
     """Run the pipeline, publish its rows as they come, and return them all."""
     config = task.config
     configure_data(block_bytes=BLOCK_BYTES, verbose=config.verbose)
@@ -259,7 +266,7 @@ def _execute(task: Task, *, root: Path, sources: pa.Table, models: Models, plan:
     return pa.concat_tables([table.cast(EVALUATED) for table in tables])
 
 
-def _publish(rows: pa.Table, config: EvaluateConfig, *, root: Path, methods: list[str]) -> dict[str, Any]:
+def _publish(rows: pa.Table, config: EvaluateConfig, *, root: Place, methods: list[str]) -> dict[str, Any]:
     """Write summary.json, summary.md and sheet.png; returns the summary."""
     summary = summarize(rows, methods=methods, seed=config.seed)
     storage.publish_json(root / "summary.json", summary)

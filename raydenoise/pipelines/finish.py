@@ -3,6 +3,7 @@
 import logging
 import platform
 import shlex
+import tempfile
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import ray
 from raydenoise.config import TrainConfig
 from raydenoise.config.options import assignments, shown
 from raydenoise.data.shards import ShardSet
+from raydenoise.data.storage import publish_folder
 from raydenoise.pipelines.group import Task
 from raydenoise.pipelines.runlog import METRICS
 from raydenoise.pipelines.samples import held_out
@@ -54,9 +56,12 @@ def finish(config: TrainConfig, task: Task, started: "Bundle", checkpoint: Path)
         },
         scores=scores,
     )
-    bundle.write(bundle.Bundle(started.model, card), root / BUNDLE)
-    if card.architecture.startswith("autoencoder"):
-        write_h5(started.model, card.architecture, card.arguments, root / "autoencoder.h5")
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder)
+        bundle.write(bundle.Bundle(started.model, card), local / BUNDLE)
+        if card.architecture.startswith("autoencoder"):
+            write_h5(started.model, card.architecture, card.arguments, local / "autoencoder.h5")
+        publish_folder(local, root)
     learning_curve(root / METRICS, path=root / CURVE)
     return {"output": str(root), "steps": recipe.steps, "seconds": round(facts.seconds, 1), **scores}
 

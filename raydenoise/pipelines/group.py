@@ -2,15 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import ray
 
+from raydenoise.data.place import Place
 from raydenoise.data.shards import ShardSet
+from raydenoise.pipelines.process import ModelFiles
 from raydenoise.pipelines.samples import Source
 from raydenoise.pipelines.session import cores, possible_resources
-from raydenoise.pipelines.stages import ModelFiles
 from raydenoise.training.recipe import Recipe
 
 LEAST_READING = 0.1  # logical CPUs that the reading of a worker needs
@@ -33,7 +33,7 @@ class Task:
         read_cpus: logical CPUs that one worker's reading may take.
     """
 
-    run: Path
+    run: Place
     files: ModelFiles
     frozen: bool
     recipe: Recipe

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,9 +15,10 @@ import ray
 import ray.data
 
 from raydenoise.config import PrepareConfig
-from raydenoise.data import storage
+from raydenoise.data import inputs, storage
 from raydenoise.data.layout import Piece, Shard, Surveyed, lay_out
 from raydenoise.data.manifest import check_empty, utc_now, versions
+from raydenoise.data.place import Place, place
 from raydenoise.data.schema import FAILURES, PICTURES, SHARDS, SPLITS, SURVEY, WRITTEN
 from raydenoise.data.shards import read_shard, write_manifest
 from raydenoise.pipelines.cutter import Cutter
@@ -74,7 +74,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         RuntimeError: the job broke.
     """
     started = time.monotonic()
-    root = Path(config.output).absolute()
+    root = place(config.output, argument="output")
     check_empty(root)
     pictures = list_pictures(config)
     result = Result(len(pictures))
@@ -116,13 +116,13 @@ def list_pictures(config: PrepareConfig) -> pa.Table:
         ValueError: nothing is there, or nothing fits.
     """
     if config.clean is None or config.noisy is None:
-        listed = storage.list_all(config.input)[: config.limit]
+        listed = inputs.list_all(config.input)[: config.limit]
         return pa.table([[s.uri for s in listed], [s.key for s in listed], [None] * len(listed)], schema=PICTURES)
-    if not Path(config.noisy).is_dir():
+    if not place(config.noisy, argument="noisy").is_dir():
         raise ValueError(f"noisy {config.noisy!r} is not a folder; allowed: a folder of noisy pictures")
-    listed = storage.list_sources(config.noisy, argument="noisy")[: config.limit]
+    listed = inputs.list_sources(config.noisy, argument="noisy")[: config.limit]
     keys = [source.key for source in listed]
-    clean = storage.pair_references(keys, config.clean, argument="clean")
+    clean = inputs.pair_references(keys, config.clean, argument="clean")
     return pa.table([clean, keys, [source.uri for source in listed]], schema=PICTURES)
 
 
@@ -139,13 +139,13 @@ def survey_batch(batch: pa.Table, *, cutter: Cutter) -> Iterator[pa.Table]:
         yield pa.Table.from_pylist([cutter.survey(picture)], schema=SURVEY)
 
 
-def write(shards: ray.data.Dataset, *, cutter: Cutter, root: Path) -> ray.data.Dataset:
+def write(shards: ray.data.Dataset, *, cutter: Cutter, root: Place) -> ray.data.Dataset:
     """The second pass: a row of `schema.SHARDS` in, a file on the disk, a row of `schema.WRITTEN` out."""
     kwargs = {"cutter": cutter, "root": root}
     return shards.map_batches(write_batch, fn_kwargs=kwargs, batch_size=None, batch_format="pyarrow", num_cpus=1)
 
 
-def write_batch(batch: pa.Table, *, cutter: Cutter, root: Path) -> Iterator[pa.Table]:
+def write_batch(batch: pa.Table, *, cutter: Cutter, root: Place) -> Iterator[pa.Table]:
     """Write shards, one at a time."""
     for row in batch.to_pylist():
         shard = Shard(row["name"], row["split"], tuple(Piece(**piece) for piece in row["pieces"]))
@@ -187,7 +187,7 @@ def _check_patches(result: Result) -> None:
 
 def _write(config: PrepareConfig, shards: list[Shard], result: Result) -> None:
     blocks = [pa.Table.from_pylist([asdict(shard)], schema=SHARDS) for shard in shards]
-    found = write(ray.data.from_blocks(blocks), cutter=Cutter(config), root=Path(config.output).absolute())
+    found = write(ray.data.from_blocks(blocks), cutter=Cutter(config), root=place(config.output))
     pieces = sum(len(shard.pieces) for shard in shards)
     done = failed = 0
     with _display(config, pieces, doing="cutting", begin="reading them again") as display:
@@ -220,7 +220,7 @@ def _display(config: PrepareConfig, total: int, *, doing: str, begin: str) -> Di
     return Display(total, doing=doing, begin=begin, quiet=config.quiet, waiting=waiting)
 
 
-def _publish_failures(root: Path, result: Result) -> None:
+def _publish_failures(root: Place, result: Result) -> None:
     if result.reports:
         rows = result.reported("error") + result.reported("skipped")
         sink = pa.BufferOutputStream()
@@ -250,7 +250,7 @@ def _outcome(result: Result) -> dict[str, Any]:
     }
 
 
-def _draw_sheets(root: Path, result: Result) -> None:
+def _draw_sheets(root: Place, result: Result) -> None:
     for split in ("train", "test"):
         files = [read_shard(root / row["name"]) for row in result.written if row["split"] == split and row["rows"]]
         if files:

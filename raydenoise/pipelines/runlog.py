@@ -1,5 +1,6 @@
 """The log of a training run: metrics rows in parquet, TensorBoard events. Written by one worker."""
 
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tensorboardX import SummaryWriter
 
+from raydenoise.data import storage
+from raydenoise.data.place import Place, Remote
 from raydenoise.data.schema import TRAINING
-from raydenoise.data.storage import publish
 from raydenoise.training.loop import Progress
 
 METRICS, EVENTS = "metrics", "tensorboard"
@@ -22,12 +24,14 @@ class RunLog:
     finds exactly the rows up to it: later ones are removed when the log is opened.
     """
 
-    def __init__(self, run: Path, *, first: int) -> None:
-        self._folder = run / METRICS
-        for part in self._folder.glob("*.parquet"):
-            if _last_step(part) > first:
-                part.unlink()
-        self._events = SummaryWriter(str(run / EVENTS), purge_step=first + 1)
+    def __init__(self, run: Place, *, first: int) -> None:
+        self._run, self._folder = run, run / METRICS
+        for name in storage.names(self._folder):
+            if _last_step(name) > first:
+                storage.remove(self._folder / name)
+        self._aside = tempfile.TemporaryDirectory() if isinstance(run, Remote) else None  # events are appended to
+        folder = self._aside.name if self._aside else str(run / EVENTS)
+        self._events = SummaryWriter(folder, purge_step=first + 1)
         self._rows: list[dict[str, Any]] = []
 
     def add(self, progress: Progress, psnr: dict[str, float]) -> None:
@@ -44,14 +48,22 @@ class RunLog:
             return
         sink = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(self._rows, schema=TRAINING), sink, compression="zstd")
-        publish(self._folder / f"step-{self._rows[-1]['step']:09d}.parquet", sink.getvalue().to_pybytes())
-        self._events.flush()
+        storage.publish(self._folder / f"step-{self._rows[-1]['step']:09d}.parquet", sink.getvalue().to_pybytes())
         self._rows = []
+        self._publish_events()
 
     def close(self) -> None:
         """Close the events file."""
         self._events.close()
+        self._publish_events()
+        if self._aside:
+            self._aside.cleanup()
+
+    def _publish_events(self) -> None:
+        self._events.flush()
+        if self._aside:
+            storage.publish_folder(Path(self._aside.name), self._run / EVENTS)
 
 
-def _last_step(part: Path) -> int:
-    return int(part.stem.removeprefix("step-"))
+def _last_step(name: str) -> int:
+    return int(name.removeprefix("step-").removesuffix(".parquet"))

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
 from ray.data import ExecutionResources
 
@@ -17,6 +16,7 @@ from raydenoise.core.patches import generator, random_crop
 from raydenoise.data.order import Order, Read
 from raydenoise.data.schema import Split
 from raydenoise.data.shards import Patch, ShardFile, ShardSet, spread, to_patches
+from raydenoise.data.storage import open_parquet
 from raydenoise.training.batches import Sample
 
 CHUNK_BYTES = 32_000_000  # of stored pixels, read by one task: a fraction of a second of work
@@ -112,7 +112,7 @@ def read_chunk(chunk: pa.Table, *, source: Source, slots: range) -> pa.Table:
     for file, parts in groupby(
         sorted(reads, key=lambda read: read.group), key=lambda read: source.places[read.group][0]
     ):
-        with pq.ParquetFile(file.path) as opened:
+        with open_parquet(file.path) as opened:
             for read in parts:
                 stored = opened.read_row_group(source.places[read.group][1]).take(pa.array(read.rows))
                 for row, (step, slot) in zip(_cropped(to_patches(stored), read, source), read.places, strict=True):

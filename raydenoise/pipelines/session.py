@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import ray
 import ray.data
 import yaml
 from ray._private.utils import get_num_cpus
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 LAUNCHER_CONFIG = Path.home() / "ray_bootstrap_config.yaml"  # where `ray up` puts it on the head node
 SMALL_TASK = 8  # pictures per task of a small job: seconds of work, so that the progress display moves
@@ -207,3 +209,44 @@ def waiting_for_nodes(*, cpus: int, gpus: float = 0) -> str | None:
     if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
         return None
     return f"waiting for nodes: a process asks for {cpus} CPUs and {gpus:g} GPUs; no node that is up has them"
+
+
+def check_shared(files: Sequence[str]) -> None:
+    """Check that local files of the job are the same ones on every machine of the cluster.
+
+    Raises:
+        ValueError: a machine has them not, or others.
+    """
+    here, wanted = ray.get_runtime_context().get_node_id(), _looked_at(files)
+    look = ray.remote(_looked_at)
+    for node in ray.nodes():
+        if node["Alive"] and node["NodeID"] != here:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            found = ray.get(look.options(num_cpus=0, scheduling_strategy=there).remote(files))
+            for file, mine, its in zip(files, wanted, found, strict=True):
+                if its != mine:
+                    raise ValueError(
+                        f"{file} is {'another file' if its else 'not'} on {node['NodeManagerAddress']}; allowed: a "
+                        "folder that all machines share, s3:// or gs://"
+                    )
+
+
+def check_present(files: Sequence[str]) -> None:
+    """Raise RuntimeError where this machine, which may have come late, does not see a local file of the job."""
+    missing = [file for file, found in zip(files, _looked_at(files), strict=True) if found is None]
+    if missing:
+        raise RuntimeError(
+            f"{socket.gethostname()} does not see {missing[0]}; allowed: folders that all machines share, s3://, gs://"
+        )
+
+
+def _looked_at(files: Sequence[str]) -> list[tuple[int, int] | None]:
+    found: list[tuple[int, int] | None] = []
+    for file in files:
+        try:
+            status = os.stat(file)  # noqa: PTH116  # the text as it came
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_size, int(status.st_mtime)))
+    return found

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from raydenoise.core.image import decode
 from raydenoise.core.patches import generator, random_crop, shrink
-from raydenoise.data.storage import list_sources, read
+from raydenoise.data.inputs import list_sources
+from raydenoise.data.storage import read
 from raydenoise.model import bundle
 from raydenoise.model.networks import Network, build
 from raydenoise.model.precision import rebuilt

@@ -5,59 +5,38 @@ stages let it pass. The pipeline decides which stages share a process.
 """
 
 import logging
-import os
 import pickle
-import socket
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from itertools import groupby
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from raydenoise.config import DenoiseConfig, EvaluateConfig
+from raydenoise.config import DenoiseConfig
 from raydenoise.core import image as codec
 from raydenoise.core.metrics import quality
 from raydenoise.core.noise import estimate_sigma
-from raydenoise.data import storage
+from raydenoise.data import inputs, storage
 from raydenoise.data.manifest import Output, utc_now
 from raydenoise.data.schema import metrics_table
-from raydenoise.model.card import CARD_FILE, MODEL_FILE, Card, read_card
-
-if TYPE_CHECKING:
-    from raydenoise.model.denoiser import Denoiser
+from raydenoise.pipelines.attempts import Verdicts, Watch
+from raydenoise.pipelines.process import ModelFiles, fast_precision, load_denoiser, prepare_tensorflow, worker_name
+from raydenoise.pipelines.session import check_present
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
 
+_WATCHES: dict[str, Watch] = {}  # of this process, by job
+
 AHEAD = 2  # pictures read ahead and written behind per actor: hides storage latency, bounds memory
 MESSAGE_LENGTH = 300  # characters of an error message that reach the table
 PIXELS = pa.schema([("work", pa.large_binary())])  # pixels between processes; one picture a row
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """A bundle as bytes, so that it reaches every node whatever disk it lies on."""
-
-    card: bytes
-    model: bytes
-
-    @classmethod
-    def read(cls, folder: Path) -> "ModelFiles":
-        """Read a bundle's folder."""
-        return cls((folder / CARD_FILE).read_bytes(), (folder / MODEL_FILE).read_bytes())
-
-    def write(self, folder: Path) -> Card:
-        """Write them into a folder and read the card."""
-        (folder / CARD_FILE).write_bytes(self.card)
-        (folder / MODEL_FILE).write_bytes(self.model)
-        return read_card(folder)
 
 
 @dataclass
@@ -81,19 +60,49 @@ class Work:
 
 @dataclass(frozen=True)
 class Stages:
-    """What decode and publish need to know; small, sent to every task."""
+    """What decode and publish need to know; small, sent to every task.
+
+    Attributes:
+        config: of the job.
+        output: OUT.
+        attempts: the actor that hears of every picture begun.
+        present: local files of the job, which every machine must see.
+        row: columns that all rows share.
+    """
 
     config: DenoiseConfig
-    output: Path
-    row: dict[str, Any] = field(default_factory=dict)  # columns that all rows share
+    output: Output
+    attempts: "ray.actor.ActorHandle"
+    present: tuple[str, ...] = ()
+    row: dict[str, Any] = field(default_factory=dict)
 
-    def decode(self, source: dict[str, Any]) -> Work:
+    def watch(self) -> Watch:
+        """This process's watch over its pictures, one a job; the first call looks at the job's folders too.
+
+        Raises:
+            RuntimeError: this machine does not see them.
+        """
+        job = ray.get_runtime_context().get_job_id()
+        if job not in _WATCHES:
+            check_present(self.present)
+            _WATCHES[job] = Watch(self.attempts, timeout=self.config.image_timeout)
+        return _WATCHES[job]
+
+    def waiting(self, source: dict[str, Any]) -> Work:
+        """A picture at the beginning of its way."""
+        return Work(source, {**self.row, "uri": source["uri"], "key": source["key"]})
+
+    def finished(self, work: Work) -> dict[str, Any]:
+        """The metrics row of a picture at the end of its way."""
+        work.row["finished_at"] = utc_now()
+        return work.row
+
+    def decode(self, work: Work) -> Work:
         """Read, decode and estimate the noise of one picture."""
-        work = Work(source, {**self.row, "uri": source["uri"], "key": source["key"]})
-        return _guarded(self._decode, work, "decode_s")
+        return _guarded(self._decode, work, "decode", self.watch())
 
     def _decode(self, work: Work) -> None:
-        storage.check_key(work.source["output_key"])  # before any work
+        inputs.check_key(work.source["output_key"])  # before any work
         data = storage.read_picture(work.source["uri"], max_pixels=self.config.max_pixels)
         work.row["bytes_in"] = len(data)
         picture = codec.decode(data, max_pixels=self.config.max_pixels)
@@ -108,17 +117,15 @@ class Stages:
             sigma_in_estimate=estimate_sigma(picture.pixels),
         )
 
-    def publish(self, work: Work) -> dict[str, Any]:
-        """Encode and write one denoised picture, measure what was written, return its metrics row."""
-        _guarded(self._publish, work, "encode_s")
-        work.row["finished_at"] = utc_now()
-        return work.row
+    def publish(self, work: Work) -> Work:
+        """Encode and write one denoised picture and measure what was written."""
+        return _guarded(self._publish, work, "encode", self.watch())
 
     def _publish(self, work: Work) -> None:
         picture = _held(work.picture)
         format = self.config.written_format or picture.format
         data = codec.encode(picture, format=format, quality=self.config.quality)
-        path = storage.below(Output(self.output).images, work.source["output_key"])
+        path = inputs.below(self.output.images, work.source["output_key"])
         lossy = _lossy(picture, format)
         published = codec.decode(data, max_pixels=self.config.max_pixels).pixels if lossy else picture.pixels
         published = published[..., : picture.pixels.shape[-1]]  # WebP turns grey into three equal planes
@@ -127,7 +134,7 @@ class Stages:
             self._compare(work, published)
         elif self.config.reference is not None:
             _add_note(work.row, f"no metrics: no picture of this path below {self.config.reference}")
-        storage.publish(path, data)
+        storage.publish(path, data, scratch=self.output.scratch)
         work.row.update(status="ok", output_uri=str(path), bytes_out=len(data))
 
     def _compare(self, work: Work, published: NDArray[Any]) -> None:
@@ -149,18 +156,25 @@ def _add_note(row: dict[str, Any], text: str) -> None:
     row["note"] = "; ".join(filter(None, (row.get("note"), text)))
 
 
-def _guarded(step: Callable[[Work], None], work: Work, timing: str) -> Work:
+def _guarded(step: Callable[[Work], None], work: Work, stage: str, watch: Watch) -> Work:
     """Run a step on a picture that is well so far; a failure becomes the picture's error row."""
     if work.failed:
         return work
     started = time.perf_counter()
     try:
-        step(work)
+        with watch.stage(work.source["key"], stage):
+            step(work)
     except Exception as error:  # one picture never takes the job along
         logging.getLogger(__name__).debug("%s failed", work.source["key"], exc_info=True)
-        work.failed, work.picture, work.noisy = True, None, None
-        work.row.update(status="error", **described(error))
-    work.row[timing] = time.perf_counter() - started
+        _fail(work, described(error))
+    work.row[f"{stage}_s"] = time.perf_counter() - started
+    return work
+
+
+def _fail(work: Work, error: dict[str, str]) -> Work:
+    """Make a picture's row an error row."""
+    work.failed, work.picture, work.noisy = True, None, None
+    work.row.update(status="error", **error)
     return work
 
 
@@ -188,13 +202,17 @@ class DenoiseActor:
 
     def __init__(self, files: "ray.ObjectRef[ModelFiles] | ModelFiles", stages: Stages, threads: int | None) -> None:
         self._stages = stages
+        self._watch = stages.watch()
         prepare_tensorflow(threads)
-        self._denoiser = load_denoiser(files if isinstance(files, ModelFiles) else ray.get(files), stages.config)
+        config = stages.config
+        if config.precision == "auto":  # one for the whole job: what the first actor's machine computes fast
+            config = replace(config, precision=self._watch.agree("precision", fast_precision()))
+        self._denoiser = load_denoiser(files if isinstance(files, ModelFiles) else ray.get(files), config)
         self._worker = worker_name()
 
     def denoise(self, work: Work) -> Work:
         """Denoise one decoded picture."""
-        return _guarded(self._denoise, work, "infer_s")
+        return _guarded(self._denoise, work, "infer", self._watch)
 
     def _denoise(self, work: Work) -> None:
         work.row.update(worker=self._worker, precision=self._denoiser.precision)
@@ -212,7 +230,7 @@ class DenoiseActor:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Denoise rows of pickled `Work`: the GPU actor between decoding and encoding tasks."""
-        return pack([self.denoise(work) for work in unpack(batch)])
+        return pack(list(one_by_one(self._watch, list(unpack(batch)), self.denoise)))
 
 
 class FusedActor(DenoiseActor):
@@ -225,9 +243,50 @@ class FusedActor(DenoiseActor):
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Read ahead, denoise, write behind; at most `AHEAD` + 1 pictures wait on either side. Yields row by row."""
-        decoded = ahead(self._readers, self._stages.decode, batch.to_pylist())
-        for row in ahead(self._writers, self._stages.publish, map(self.denoise, decoded)):
-            yield metrics_table([row])
+        sources = batch.to_pylist()
+        verdicts = self._watch.enter([source["key"] for source in sources])
+        odd = {*verdicts.suspect, *verdicts.given_up}
+        # In the order of the batch, always: where Ray does a task again, it goes on behind the rows that it has.
+        for alone, group in groupby(sources, key=lambda source: source["key"] in odd):
+            for row in self._one_by_one(group, verdicts) if alone else self._overlapped(group):
+                yield metrics_table([row])
+
+    def _one_by_one(self, sources: Iterable[dict[str, Any]], verdicts: Verdicts) -> Iterator[dict[str, Any]]:
+        works = one_by_one(self._watch, map(self._stages.waiting, sources), self._whole, verdicts=verdicts)
+        yield from map(self._stages.finished, works)
+
+    def _overlapped(self, sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        decoded = ahead(self._readers, self._begin, sources)
+        yield from ahead(self._writers, self._end, map(self.denoise, decoded))
+
+    def _whole(self, work: Work) -> Work:
+        """All stages of one picture, with nothing beside it."""
+        return self._stages.publish(self.denoise(self._stages.decode(work)))
+
+    def _begin(self, source: dict[str, Any]) -> Work:
+        self._watch.begin(source["key"])
+        return self._stages.decode(self._stages.waiting(source))
+
+    def _end(self, work: Work) -> dict[str, Any]:
+        row = self._stages.finished(self._stages.publish(work))
+        self._watch.end(row["key"])
+        return row
+
+
+def one_by_one(
+    watch: Watch, works: Iterable[Work], step: Callable[[Work], Work], *, verdicts: Verdicts | None = None
+) -> Iterator[Work]:
+    """Do one stage of a block's pictures, none beside another: a process that dies then tells which it was."""
+    works = list(works)
+    known = verdicts or watch.enter([work.source["key"] for work in works])
+    for work in works:
+        key = work.source["key"]
+        if key in known.given_up:
+            yield _fail(work, known.given_up[key])
+            continue
+        watch.begin(key)
+        yield step(work)
+        watch.end(key)
 
 
 def ahead(pool: ThreadPoolExecutor, step: Callable[[Item], Done], items: Iterable[Item]) -> Iterator[Done]:
@@ -243,13 +302,15 @@ def ahead(pool: ThreadPoolExecutor, step: Callable[[Item], Done], items: Iterabl
 
 def decode_batch(batch: pa.Table, *, stages: Stages) -> Iterator[pa.Table]:
     """Decode sources, one output block a picture: the task before a GPU actor."""
-    for source in batch.to_pylist():
-        yield pack([stages.decode(source)])
+    works = map(stages.waiting, batch.to_pylist())
+    for work in one_by_one(stages.watch(), works, stages.decode):
+        yield pack([work])
 
 
 def publish_batch(batch: pa.Table, *, stages: Stages) -> pa.Table:
     """Publish denoised pictures: the task behind a GPU actor."""
-    return metrics_table([stages.publish(work) for work in unpack(batch)])
+    works = one_by_one(stages.watch(), unpack(batch), stages.publish)
+    return metrics_table([stages.finished(work) for work in works])
 
 
 def pack(works: list[Work]) -> pa.Table:
@@ -261,36 +322,3 @@ def unpack(batch: pa.Table) -> Iterator[Work]:
     """Take them out again."""
     for cell in batch["work"]:
         yield pickle.loads(cell.as_buffer())
-
-
-def prepare_tensorflow(threads: int | None) -> None:
-    """Import TensorFlow in an actor, with the threads that are its own and GPU memory that grows on demand."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
-    if not assigned_gpus():  # Ray hides no GPU from an actor that asked for none
-        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    import tensorflow as tf  # thread settings: Ray's num_cpus does not reach it
-
-    if threads is not None:
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
-
-
-def load_denoiser(files: ModelFiles, config: "DenoiseConfig | EvaluateConfig") -> "Denoiser":
-    """Load a model in an actor, behind `prepare_tensorflow`."""
-    from raydenoise.model.denoiser import Denoiser
-
-    with tempfile.TemporaryDirectory() as folder:
-        files.write(Path(folder))
-        return Denoiser.load(folder, tile=config.tile, precision=config.precision, batch_tiles=config.batch_tiles)
-
-
-def assigned_gpus() -> list[str]:
-    """The GPUs that Ray gave to this process."""
-    return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])]
-
-
-def worker_name() -> str:
-    """Name this process in the metrics: host, process and the CUDA devices it sees."""
-    devices = f"/gpu{os.environ.get('CUDA_VISIBLE_DEVICES', '')}" if assigned_gpus() else ""
-    return f"{socket.gethostname()}/{os.getpid()}{devices}"

@@ -48,16 +48,17 @@ class Totals:
             bad = rows.filter(pc.equal(rows["status"], "error")).select(["key", "error_message"]).to_pylist()
             self.failures += [(row["key"], row["error_message"]) for row in bad][: SHOWN_FAILURES - len(self.failures)]
 
-    def summary(self, *, seconds: float, output: str) -> dict[str, Any]:
-        """The figures of the whole job."""
+    def summary(self, *, seconds: float, output: str, before: int = 0) -> dict[str, Any]:
+        """The figures of the whole job; `before` of its pictures were done when this run began."""
         return {
             "output": output,
             "images": self.images,
+            "before": before,
             "ok": self.images - self.failed,
             "failed": self.failed,
             "megapixels": round(self.megapixels, 3),
             "seconds": round(seconds, 1),
-            "images_per_s": round(self.images / seconds, 2) if seconds else None,
+            "images_per_s": round((self.images - before) / seconds, 2) if seconds else None,
             "psnr_noisy": round(self.psnr_noisy / self.measured, 2) if self.measured else None,
             "psnr_denoised": round(self.psnr_denoised / self.measured, 2) if self.measured else None,
             "without_reference": self.unpaired,
@@ -103,7 +104,9 @@ def print_tuning(summary: dict[str, Any]) -> None:
 def print_summary(summary: dict[str, Any]) -> None:
     """Print the table at the end of a job to stdout."""
     console, table = _summary_table()
-    table.add_row("pictures", f"{summary['images']}: {summary['ok']} denoised, {summary['failed']} failed")
+    before = f"; {summary['before']} of them before" if summary["before"] else ""
+    counts = f"{summary['ok']} denoised, {summary['failed']} failed"
+    table.add_row("pictures", f"{summary['images']}: {counts}{before}")
     table.add_row("size", f"{summary['megapixels']:.1f} megapixels")
     table.add_row("time", f"{summary['seconds']} s, {summary['images_per_s']} images/s start-up included")
     if summary["psnr_noisy"] is not None:

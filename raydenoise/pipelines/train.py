@@ -17,14 +17,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydenoise.config import TrainConfig
 from raydenoise.data.manifest import TRAINING_KIND, recorded, versions
+from raydenoise.data.place import Remote, place
 from raydenoise.data.shards import ShardSet, read_manifest
 from raydenoise.pipelines.checks import begin, fingerprint, make_recipe, open_run
 from raydenoise.pipelines.displays import TrainDisplay
 from raydenoise.pipelines.finish import finish
 from raydenoise.pipelines.group import Resources, Task, local_cpus, plan
+from raydenoise.pipelines.process import ModelFiles
 from raydenoise.pipelines.samples import Source
 from raydenoise.pipelines.session import cluster_address, session
-from raydenoise.pipelines.stages import ModelFiles
 from raydenoise.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Ready:
         """Put together what the workers do with these resources; `files` are those of the network."""
         epoch = self.source.order.steps
         return Task(
-            run=Path(self.config.output).absolute(),
+            run=place(self.config.output),
             files=files,
             frozen=self.config.freeze_encoder,
             recipe=self.recipe,
@@ -72,7 +73,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         ValueError: an argument is not allowed or does not fit the shards; nothing was trained.
         RuntimeError: the job broke, or the loss became NaN.
     """
-    root = Path(config.output).absolute()
+    root = place(config.output, argument="output")
     shards = read_manifest(config.shards)
     ready = settle(config, shards, begin(config, shards))
     facts = {
@@ -96,7 +97,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
         }
         with recorded(root, manifest):
             best, manifest["workers"] = fit(config, task, resources)
-            summary = finish(config, task, ready.started, best)
+            with best.as_directory() as checkpoint:
+                summary = finish(config, task, ready.started, Path(checkpoint))
             manifest["summary"] = summary
     return summary
 
@@ -121,8 +123,8 @@ def settle(config: TrainConfig, shards: ShardSet, started: "Bundle") -> Ready:
 
 def fit(
     config: TrainConfig, task: Task, resources: Resources, *, callbacks: Sequence[ray.train.UserCallback] = ()
-) -> tuple[Path, dict[str, str]]:
-    """Run the worker group to the end; returns the folder of the best checkpoint, and where the last group ran.
+) -> tuple[ray.train.Checkpoint, dict[str, str]]:
+    """Run the worker group to the end; returns the best checkpoint, and where the last group ran.
 
     Raises:
         RuntimeError: it failed for good, or the loss became NaN.
@@ -143,7 +145,8 @@ def fit(
         ),
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS,
-            storage_path=str(task.run),
+            storage_path=task.run.path if isinstance(task.run, Remote) else str(task.run),
+            storage_filesystem=task.run.filesystem if isinstance(task.run, Remote) else None,
             callbacks=list(callbacks) or None,
             failure_config=ray.train.FailureConfig(max_failures=FAILURES),
             checkpoint_config=ray.train.CheckpointConfig(
@@ -166,7 +169,7 @@ def fit(
         raise RuntimeError("training ended without a checkpoint")
     scored = [(metrics[PSNR], checkpoint) for checkpoint, metrics in result.best_checkpoints if PSNR in metrics]
     best = max(scored, key=lambda entry: entry[0])[1] if scored else result.checkpoint
-    return Path(best.path), news["workers"]
+    return best, news["workers"]
 
 
 def work(given: dict[str, Any]) -> None:

@@ -18,9 +18,9 @@ import tensorflow as tf
 from raydenoise.model import bundle
 from raydenoise.model.networks import Network
 from raydenoise.pipelines.group import Task
+from raydenoise.pipelines.process import assigned_gpus, worker_name
 from raydenoise.pipelines.runlog import RunLog
 from raydenoise.pipelines.samples import held_out, samples
-from raydenoise.pipelines.stages import assigned_gpus, worker_name
 from raydenoise.training import loop, state
 from raydenoise.training.batches import (
     VALIDATION_SIGMAS,

@@ -1,11 +1,12 @@
 """Learning curves."""
 
-from pathlib import Path
+import io
 
-import pyarrow.parquet as pq
+from raydenoise.data.place import Place
+from raydenoise.data.storage import publish, read_parquet
 
 
-def learning_curve(metrics: Path, *, path: Path) -> None:
+def learning_curve(metrics: Place, *, path: Place) -> None:
     """Draw the loss and the validation PSNR of a training run over its steps.
 
     Args:
@@ -15,7 +16,7 @@ def learning_curve(metrics: Path, *, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: it takes half a second to import
     from matplotlib.figure import Figure
 
-    rows = pq.read_table(metrics).sort_by("step").to_pydict()
+    rows = read_parquet(metrics).sort_by("step").to_pydict()
     figure = Figure(figsize=(8, 6), layout="constrained")
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True)
@@ -30,5 +31,6 @@ def learning_curve(metrics: Path, *, path: Path) -> None:
         lower.legend()
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=120, format="png")
+    publish(path, png.getvalue())

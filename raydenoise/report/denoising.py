@@ -5,7 +5,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from raydenoise.data.manifest import Output
 from raydenoise.data.schema import METRICS
 from raydenoise.report import metrics, outliers, plots
 from raydenoise.report.blocks import (
@@ -39,7 +38,7 @@ def page(root: Path, manifest: dict[str, Any], *, pictures: int) -> Page:
         manifest: its content.
         pictures: best and as many worst ones to show.
     """
-    rows = Rows(Output(root).metrics, METRICS)
+    rows = Rows(root / "metrics", METRICS)
     totals, typical = metrics.totals(rows), metrics.typical(rows)
     looks = _looks(rows, totals, pictures=pictures)
     sections = [

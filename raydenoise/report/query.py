@@ -1,11 +1,14 @@
 """SQL over parquet files: they are scanned in a stream, and only what a query groups or picks is held."""
 
 import glob
-from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.dataset
+
+from raydenoise.data import storage
+from raydenoise.data.place import Place, Remote
 
 
 class Rows:
@@ -14,7 +17,7 @@ class Rows:
     One thread: sums of floats then come out the same on every machine and every time.
     """
 
-    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+    def __init__(self, folder: Place, schema: pa.Schema) -> None:
         """Look at the files; a folder without any, or no folder, is a table without rows. Nothing is fetched.
 
         Raises:
@@ -22,14 +25,18 @@ class Rows:
         """
         self._folder = folder
         self._connection = duckdb.connect(":memory:", config={"threads": 1, "autoinstall_known_extensions": False})
-        files = [glob.escape(str(path)) for path in sorted(folder.glob("*.parquet"))]
         try:
-            if files:
-                self._connection.read_parquet(files).create_view("rows")
+            files = [folder / name for name in storage.names(folder) if name.endswith(".parquet")]
+            if files and isinstance(folder, Remote):
+                paths = [f"{folder.path}/{file.name}" for file in files]
+                held_there = pyarrow.dataset.dataset(paths, filesystem=folder.filesystem, format="parquet")
+                self._connection.register("rows", held_there)
+            elif files:
+                self._connection.read_parquet([glob.escape(str(file)) for file in files]).create_view("rows")
             else:
                 self._connection.register("rows", schema.empty_table())
             held = {str(entry[0]) for entry in self._connection.execute("DESCRIBE rows").fetchall()}
-        except duckdb.Error as error:
+        except (duckdb.Error, OSError, pa.ArrowException) as error:
             raise self._unreadable(error) from error
         lacking = [name for name in schema.names if name not in held]
         if lacking:
@@ -53,6 +60,6 @@ class Rows:
         (row,) = self.all(query, *values)
         return row
 
-    def _unreadable(self, error: duckdb.Error) -> ValueError:
+    def _unreadable(self, error: Exception) -> ValueError:
         first = str(error).strip().split("\n")[0]
         return ValueError(f"{self._folder} cannot be read: {first}; allowed: whole files, as raydenoise wrote them")

@@ -9,13 +9,13 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raydenoise.core.image import decode
 from raydenoise.data.manifest import Output
+from raydenoise.data.place import Place
 from raydenoise.data.shards import Patch, ShardFile, spread
-from raydenoise.data.storage import publish, read
+from raydenoise.data.storage import publish, read, read_parquet
 
 CELL = 300  # pixels, side of a picture on the sheet
 GAP = 12
@@ -34,7 +34,7 @@ def read_metrics(output: Output) -> list[dict[str, Any]]:
     """
     if not output.metrics.is_dir():
         raise ValueError(f"{output.root} holds no metrics/; allowed: the output folder of raydenoise denoise")
-    rows: list[dict[str, Any]] = pq.read_table(output.metrics).to_pylist()
+    rows: list[dict[str, Any]] = read_parquet(output.metrics).to_pylist()
     return sorted(rows, key=lambda row: str(row["key"]))
 
 
@@ -76,7 +76,7 @@ def caption(row: dict[str, Any]) -> str:
     return "   ".join(parts)
 
 
-def patch_sheet(files: Sequence[ShardFile], *, path: Path) -> None:
+def patch_sheet(files: Sequence[ShardFile], *, path: Place) -> None:
     """Draw patches from all over some shards in a grid, the noisy one left of its clean one where there are pairs.
 
     Raises:

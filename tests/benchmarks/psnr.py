@@ -18,7 +18,8 @@ from raydenoise.core.image import decode
 from raydenoise.core.metrics import as_float, quality
 from raydenoise.core.noise import add_awgn, quantize
 from raydenoise.core.patches import to_grey
-from raydenoise.data.storage import list_sources, read
+from raydenoise.data.inputs import list_sources
+from raydenoise.data.storage import read
 from raydenoise.model.card import file_sha256, locate, read_card, write_card
 
 SIGMAS = (15, 25, 50)

@@ -27,7 +27,8 @@ import skimage.data
 from raydenoise.core.image import decode
 from raydenoise.core.metrics import as_float
 from raydenoise.core.noise import add_awgn, quantize
-from raydenoise.data.storage import list_sources, read
+from raydenoise.data.inputs import list_sources
+from raydenoise.data.storage import read
 
 CUT = (321, 481)  # the size of CBSD68's pictures
 

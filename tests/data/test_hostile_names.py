@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raydenoise.core.image import ImageError
-from raydenoise.data.storage import below, check_key, list_sources, output_keys, publish, read, read_picture
+from raydenoise.data.inputs import below, check_key, list_sources, output_keys
+from raydenoise.data.storage import publish, read, read_picture
 
 LONGEST = "a" * 251 + ".png"  # 255 bytes, the most that Linux allows
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD"))

@@ -16,6 +16,7 @@ from raydenoise.data.manifest import (
     Output,
     RowWriter,
     check_empty,
+    check_writable,
     recorded,
     utc_now,
     versions,
@@ -39,30 +40,17 @@ def keys(output: Output) -> list[str]:
     return sorted(table["key"].to_pylist())
 
 
-def test_a_new_or_foreign_folder_is_free(tmp_path: Path) -> None:
-    Output(tmp_path / "new" / "out").check_free()
+def test_a_new_or_foreign_folder_can_be_written(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "out")
     (tmp_path / "notes.txt").write_text("mine")
-    Output(tmp_path).check_free()
+    check_writable(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-@pytest.mark.parametrize("held", [["images"], ["metrics"], ["manifest.json"], ["manifest.json", "metrics", "images"]])
-def test_a_folder_with_a_run_is_not_free(tmp_path: Path, held: list[str]) -> None:
-    output = Output(tmp_path)
-    for name in held:
-        if name == "manifest.json":
-            output.manifest.write_text("{}")
-        else:
-            (tmp_path / name).mkdir()
-    names = ", ".join(held)
-    with pytest.raises(ValueError, match=rf"^output '.*' already holds a run \({names}\); allowed: another folder$"):
-        output.check_free()
 
 
 def test_a_file_is_not_free(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(ValueError, match=r"^output '.*out' is a file; allowed: a folder$"):
-        Output(tmp_path / "out").check_free()
+        check_writable(tmp_path / "out")
 
 
 def test_an_empty_folder_is_empty(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raydenoise.core.image import DEFAULT_EXTENSION, EXTENSIONS, Format
-from raydenoise.data.storage import Source, list_all, list_sources, output_keys, pair_references, publish, read
+from raydenoise.data.inputs import Source, list_all, list_sources, output_keys, pair_references
+from raydenoise.data.storage import publish, read
 
 ODD_NAMES = ("with space.png", "grüße-日本.png", "new\nline.png", "-leading.png", "[1]*.png", "no-extension", "a..png")
 

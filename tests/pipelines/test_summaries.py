@@ -36,6 +36,7 @@ def test_nothing_is_seen_at_first() -> None:
     assert totals().summary(seconds=0, output="out") == {
         "output": "out",
         "images": 0,
+        "before": 0,
         "ok": 0,
         "failed": 0,
         "megapixels": 0.0,

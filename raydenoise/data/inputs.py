@@ -1,0 +1,261 @@
+"""What a job reads: files below a folder, of a glob, or one; and the names of their outputs."""
+
+import fnmatch
+import glob
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path, PurePosixPath
+
+from raydenoise.core.image import (
+    DEFAULT_EXTENSION,
+    EXTENSIONS,
+    Format,
+)
+from raydenoise.data.place import Place, Remote, place
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input picture.
+
+    Attributes:
+        uri: absolute path, or address in a bucket.
+        key: POSIX path below INPUT, unique.
+    """
+
+    uri: str
+    key: str
+
+
+def list_sources(pattern: str, *, argument: str = "input") -> list[Source]:
+    """List the files of INPUT: a folder with all below it, a glob (`**` spans folders) or one file, sorted by key.
+
+    Every file counts, whatever its name, so that none is left out in silence; hidden ones (a leading dot) do not.
+    Linked folders are followed below a folder, not by `**`. A name that is not UTF-8 is listed with escapes: no table
+    could hold it, so its row will say that there is no such file.
+
+    Raises:
+        ValueError: nothing is there.
+    """
+    path = place(pattern, argument=argument)
+    sources = list(_remote_sources(path) if isinstance(path, Remote) else _local_sources(path))
+    if not sources:
+        raise ValueError(f"{argument} {pattern!r} holds no files; allowed: a folder, a glob or a file")
+    return sorted(sources, key=lambda source: source.key)
+
+
+def _local_sources(path: Path) -> Iterator[Source]:
+    if path.is_dir():
+        root, files = path, _walk(path)
+    elif path.is_file():
+        root, files = path.parent, iter([path])
+    else:
+        root, files = _glob(path)
+    for file in files:
+        yield Source(_utf8(str(file)), _utf8(file.relative_to(root).as_posix()))
+
+
+def _remote_sources(path: Remote) -> Iterator[Source]:
+    """The objects below a folder, of a glob, or one; an empty object that stands for a folder is none.
+
+    Raises:
+        ValueError: the bucket cannot be listed.
+    """
+    try:
+        if path.is_file():
+            yield Source(str(path), path.name)
+            return
+        parts = path.path.split("/")
+        fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+        root = Remote(path.scheme, "/".join(parts[: max(fixed, 1)]))
+        wild = parts[fixed:] or ["**"]
+        for file in root.files():
+            key = file.path.removeprefix(root.path + "/")
+            found = key.split("/")
+            if _fits(found, wild) and not any(part.startswith(".") for part in found):
+                yield Source(str(file), key)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be listed: {error}") from error
+
+
+def _fits(parts: Sequence[str], wild: Sequence[str]) -> bool:
+    """Whether the parts of a key match those of a glob; `**` stands for any number of them."""
+    if not wild:
+        return not parts
+    if wild[0] == "**":
+        return any(_fits(parts[first:], wild[1:] or ["*"]) for first in range(len(parts)))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], wild[0]) and _fits(parts[1:], wild[1:])
+
+
+def list_all(patterns: Sequence[str], *, argument: str = "input") -> list[Source]:
+    """List the files of several INPUTs, sorted by key.
+
+    With more than one, a key begins with the name of the folder that its input is, or lies in; a second folder of that
+    name is `name-2`. A file that two inputs hold counts once, so that it cannot fall into two splits.
+
+    Raises:
+        ValueError: nothing is there.
+    """
+    listed = [list_sources(pattern, argument=argument) for pattern in patterns]
+    if len(listed) == 1:
+        return listed[0]
+    names: dict[str, str] = {}
+    found: dict[str, Source] = {}
+    for source in chain.from_iterable(listed):
+        folder = source.uri.removesuffix(source.key).rstrip("/")
+        if folder not in names:
+            names[folder] = _free_name(Path(folder).name or "root", set(names.values()))
+        found.setdefault(_real(source.uri), Source(source.uri, f"{names[folder]}/{source.key}"))
+    return sorted(found.values(), key=lambda source: source.key)
+
+
+def _real(uri: str) -> str:
+    return uri if "://" in uri else os.path.realpath(uri)
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    numbered = (f"{name}-{number}" for number in count(2))
+    return next(candidate for candidate in chain([name], numbered) if candidate not in taken)
+
+
+def _walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Walk a folder; linked folders too, but none inside itself.
+
+    What cannot be looked into (a broken link, a folder without permission) counts as a file, so that its row says why;
+    a pipe or a device does not.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError:
+        yield folder
+        return
+    for entry in entries:
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file() or entry.is_symlink()
+        except OSError:  # a link to itself
+            is_folder, is_file = False, True
+        if is_folder:
+            yield from _walk(Path(entry.path), above | {real})
+        elif is_file:
+            yield Path(entry.path)
+
+
+def _glob(pattern: Path) -> tuple[Path, Iterator[Path]]:
+    """Split a pattern into the folder above its first wildcard and the files that match, each once."""
+    parts = pattern.parts
+    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    root, wild = Path(*parts[:fixed]), parts[fixed:]
+    if wild[-1] == "**":  # for pathlib that is folders only
+        wild = (*wild, "*")
+    found = sorted({file for file in root.glob(str(Path(*wild))) if file.is_file()})
+    return root, (file for file in found if not any(p.startswith(".") for p in file.relative_to(root).parts))
+
+
+def _utf8(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def output_keys(keys: list[str], written_format: Format | None) -> list[str]:
+    """Name the outputs: the input's own key, or with the written format's extension.
+
+    Where two inputs of a folder would get one name (a.jpg and a.bmp written as a.png), those that had another name
+    keep it whole: a.jpg.png, a.bmp.png. So does one whose name is that of a folder. Names that differ in case or in
+    their Unicode form are two names, as they are on Linux.
+
+    Args:
+        keys: sorted and unique.
+        written_format: None keeps names and formats.
+    """
+    if written_format is None:
+        return keys
+    folders: dict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        folders[str(PurePosixPath(key).parent)].append(key)
+    above = {str(parent) for folder in folders for parent in (PurePosixPath(folder), *PurePosixPath(folder).parents)}
+    names: dict[str, str] = {}
+    for group in folders.values():
+        names.update(_folder_names(group, written_format, above))
+    return [names[key] for key in keys]
+
+
+def _folder_names(keys: list[str], written_format: Format, folders: set[str]) -> dict[str, str]:
+    extension = DEFAULT_EXTENSION[written_format]
+    wanted = {
+        key: key if _format(key) == written_format else str(PurePosixPath(key).with_suffix(extension)) for key in keys
+    }
+    claims = Counter(wanted.values())
+    names = {key: name for key, name in wanted.items() if name == key or (claims[name] == 1 and name not in folders)}
+    taken = folders.union(names.values())
+    for key in keys:
+        if key not in names:
+            name = key + extension
+            while name in taken:
+                name += extension
+            names[key] = name
+            taken.add(name)
+    return names
+
+
+def _format(key: str) -> Format | None:
+    return EXTENSIONS.get(PurePosixPath(key).suffix.lower())
+
+
+def check_key(key: str) -> None:
+    """Refuse a key that could leave the folder it is put below, here or on a disk of Windows.
+
+    Keys of a listing on disk never could; one that comes from a table may be anything.
+
+    Raises:
+        ValueError: it is empty, absolute, has a part that is empty, `.` or `..`, a drive letter, or a NUL.
+    """
+    parts = re.split(r"[/\\]", key)
+    if not {"", ".", ".."}.isdisjoint(key.split("/")) or ".." in parts or key.startswith("\\\\"):
+        problem = "is empty, absolute, or has an empty part, . or .."
+    elif re.match(r"[A-Za-z]:[\\/]", key):
+        problem = "begins with a drive"
+    elif "\0" in key:
+        problem = "holds a NUL"
+    else:
+        return
+    raise ValueError(f"the key {key[:100]!r} {problem}; allowed: a path below the folder, such as 'a/b.png'")
+
+
+def below(folder: Place, key: str) -> Place:
+    """Say where the file of a key lies: never outside the folder.
+
+    Raises:
+        ValueError: as of `check_key`.
+    """
+    check_key(key)
+    return folder / key
+
+
+def pair_references(keys: list[str], folder: str, *, argument: str = "reference") -> list[str | None]:
+    """Find each key's partner: the same path below `folder`, else the same with any supported extension.
+
+    Raises:
+        ValueError: the folder does not exist, or it holds none of them.
+    """
+    if not place(folder, argument=argument).is_dir():
+        raise ValueError(f"{argument} {folder!r} is not a folder; allowed: a folder of pictures")
+    by_stem: dict[str, str] = {}
+    exact: dict[str, str] = {}
+    for source in list_sources(folder, argument=argument):
+        exact[source.key] = source.uri
+        if _format(source.key) is not None:
+            by_stem.setdefault(_stem(source.key), source.uri)
+    pairs = [exact.get(key) or by_stem.get(_stem(key)) for key in keys]
+    if not any(pairs):
+        raise ValueError(f"{argument} {folder!r} holds no picture with the path of an input, such as {keys[0]!r}")
+    return pairs
+
+
+def _stem(key: str) -> str:
+    return str(PurePosixPath(key).with_suffix(""))

@@ -1,0 +1,172 @@
+"""One job at a time on a folder: a lease in it, renewed while the job lives.
+
+A lease is a file OUT/lease/000001.json, and the one with the highest number counts. It is taken by creating the next
+number, which of several that try only one can (a hard link on a disk, If-None-Match on an object store), so that no
+clock of any machine matters. A holder writes its own file anew every few seconds; one that stands still for
+`LEASE_SECONDS` by the clock of who watches it is dead, and so at once is a process of this machine that is gone.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raydenoise.data import storage
+from raydenoise.data.place import Place
+
+FOLDER = "lease"
+LEASE_SECONDS = 30.0  # a lease that stood still so long is no one's
+RENEWALS = 6  # in that time: five may fail
+LOOKS = 20  # at a lease that changes under the eyes
+WATCH_SECONDS = 0.5  # between two looks at another's lease
+
+
+class LeaseLostError(RuntimeError):
+    """Another job has the folder now."""
+
+
+class Lease:
+    """A folder's lease, held. `held` makes and releases it.
+
+    Attributes:
+        number: of the lease; none before had it.
+    """
+
+    def __init__(self, root: Place, number: int, *, seconds: float) -> None:
+        self.number = number
+        self._folder, self._seconds = root / FOLDER, seconds
+        self._content: dict[str, Any] = {"holder": uuid.uuid4().hex, **_process(), "beat": 0, "held": True}
+        storage.create(self._file, _encoded(self._content))
+        self._renewed = time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew_on, daemon=True, name="lease")
+        self._thread.start()
+        for name in storage.names(self._folder):
+            if _number(name) < number:
+                storage.remove(self._folder / name)
+
+    @property
+    def _file(self) -> Place:
+        return self._folder / f"{self.number:06d}.json"
+
+    def check(self) -> None:
+        """Raise LeaseLostError where it is no longer this job's; asked before anything is committed."""
+        numbers = [_number(name) for name in storage.names(self._folder)]
+        if time.monotonic() - self._renewed > self._seconds or max(numbers, default=0) != self.number:
+            raise LeaseLostError(
+                f"{self._folder} is no longer this job's: it could not renew its lease for {self._seconds:g} s, or "
+                "another job took over; nothing more was written"
+            )
+
+    def release(self) -> None:
+        """Let others take it. The file stays: its number must not come again."""
+        self._stop.set()
+        self._thread.join()
+        self._content["held"] = False
+        storage.publish(self._file, _encoded(self._content))
+
+    def _renew_on(self) -> None:
+        while not self._stop.wait(self._seconds / RENEWALS):
+            self._content["beat"] += 1
+            began = time.monotonic()
+            try:
+                storage.publish(self._file, _encoded(self._content))
+            except OSError:  # storage in trouble: the next one may succeed
+                continue
+            self._renewed = began
+
+
+@contextmanager
+def held(root: Place, *, seconds: float = LEASE_SECONDS) -> Iterator[Lease]:
+    """Hold a folder's lease.
+
+    Args:
+        root: the folder.
+        seconds: how long a lease may stand still.
+
+    Raises:
+        ValueError: another job holds it, or it cannot be written.
+    """
+    try:
+        number, content = newest(root)
+        if content is not None and is_alive(root, number, content, seconds=seconds):
+            raise ValueError(
+                f"output {str(root)!r} is being written by process {content['pid']} on {content['host']}; allowed: one "
+                "job at a time; raydenoise status tells how far it is"
+            )
+        lease = Lease(root, number + 1, seconds=seconds)
+    except FileExistsError:
+        raise ValueError(f"output {str(root)!r} was taken by another job just now; allowed: one at a time") from None
+    except OSError as error:
+        raise ValueError(f"output {str(root)!r} cannot be written to: {error}") from error
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def newest(root: Place) -> tuple[int, dict[str, Any] | None]:
+    """The lease that counts: its number and content; 0 and None where there is none."""
+    for _ in range(LOOKS):
+        names = storage.names(root / FOLDER)
+        if not names:
+            return 0, None
+        try:
+            return _number(names[-1]), json.loads((root / FOLDER / names[-1]).read_bytes())
+        except (FileNotFoundError, ValueError):  # a newer one just came; or it was renewed between two of our requests
+            time.sleep(WATCH_SECONDS / 10)
+    raise ValueError(f"{root / FOLDER} holds no lease that can be read; remove it if no job writes this folder")
+
+
+def is_alive(root: Place, number: int, content: dict[str, Any], *, seconds: float = LEASE_SECONDS) -> bool:
+    """Whether a lease is held: at once for a process of this machine, else by watching it up to so many seconds."""
+    if not content["held"]:
+        return False
+    if content["machine"] is not None and content["machine"] == _machine():
+        return bool(_began(content["pid"]) == content["began"])
+    since = time.monotonic()
+    while time.monotonic() - since < seconds:
+        time.sleep(WATCH_SECONDS)
+        found, now = newest(root)
+        if now is None or not now["held"]:
+            return False
+        if (found, now["beat"]) != (number, content["beat"]):
+            return True
+    return False
+
+
+def _process() -> dict[str, Any]:
+    """Name this process so that another one of this machine can tell whether it lives."""
+    return {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "began": _began(os.getpid())}
+
+
+def _machine() -> str | None:
+    """This boot of this machine, and the container on it; None where that cannot be told."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return None
+
+
+def _began(pid: int) -> str | None:
+    """When a process began, in clock ticks since boot; None for one that is gone. Numbers of processes come again."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else rest[18]
+
+
+def _number(name: str) -> int:
+    return int(name.removesuffix(".json"))
+
+
+def _encoded(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content) + "\n").encode()

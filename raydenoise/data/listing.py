@@ -1,0 +1,171 @@
+"""A listing of pictures in a parquet or CSV file: read in a stream, so that millions of rows cost no memory."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raydenoise.core.image import DEFAULT_EXTENSION, EXTENSIONS, Format
+from raydenoise.data.ledger import DIGEST, among, digests
+from raydenoise.data.place import Place, Remote, place
+from raydenoise.data.schema import SOURCES
+
+ROWS = 8192  # read at a time
+SUFFIXES = (".parquet", ".csv")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A checked listing; `check` makes it.
+
+    Attributes:
+        uri: of the file.
+        column: with the pictures' paths or addresses.
+        written_format: None keeps names and formats.
+        keys: digests of the keys, in the file's order, up to `--limit`.
+        shared: digests of output names that two pictures would have, sorted.
+    """
+
+    uri: str
+    column: str
+    written_format: Format | None
+    keys: NDArray[np.bytes_]
+    shared: NDArray[np.bytes_] = field(default_factory=lambda: np.empty(0, DIGEST))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def read(self) -> Iterator[pa.Table]:
+        """The rows of `SOURCES`, a table at a time."""
+        first = 0
+        for uris in _uris(place(self.uri), self.column):
+            uris = uris[: len(self.keys) - first]
+            first += len(uris)
+            keys = [key_of(uri) for uri in uris]
+            yield pa.table([uris, keys, self._names(keys), [None] * len(keys)], schema=SOURCES)
+            if first >= len(self.keys):
+                return
+
+    def _names(self, keys: list[str]) -> list[str]:
+        """Name the outputs as `inputs.output_keys` does, without a look at the neighbours: `shared` tells of them."""
+        if self.written_format is None:
+            return keys
+        wanted = [_renamed(key, self.written_format) for key in keys]
+        clash = among(digests(wanted), self.shared)
+        extension = DEFAULT_EXTENSION[self.written_format]
+        return [
+            key + extension if clashes and name != key else name
+            for key, name, clashes in zip(keys, wanted, clash, strict=True)
+        ]
+
+
+def check(uri: str, *, column: str, written_format: Format | None = None, limit: int | None = None) -> Listing:
+    """Look through a listing, once.
+
+    Args:
+        uri: of a .parquet or .csv file (the latter with a header line).
+        column: of absolute paths, s3:// or gs:// addresses.
+        written_format: None keeps names and formats.
+        limit: take so many rows only.
+
+    Raises:
+        ValueError: it cannot be read, has no such column, no row, a row without an absolute path, or a picture twice.
+    """
+    found: list[NDArray[np.bytes_]] = []
+    count = 0
+    for uris in _uris(place(uri, argument="list"), column):
+        uris = uris[: limit - count] if limit is not None else uris
+        for number, value in enumerate(uris, start=count + 1):
+            if not value or not (value.startswith("/") or "://" in value):
+                raise ValueError(f"list {uri}, row {number}: {value!r}; allowed: absolute paths, s3:// and gs://")
+        found.append(digests(key_of(value) for value in uris))
+        count += len(uris)
+        if limit is not None and count >= limit:
+            break
+    if not count:
+        raise ValueError(f"list {uri!r} has no row; allowed: one a picture")
+    listing = Listing(uri, column, written_format, np.concatenate(found))
+    _refuse_twice(listing, listing.keys, name="key")
+    if written_format is None:
+        return listing
+    wanted = (digests(_renamed(key, written_format) for key in rows["key"].to_pylist()) for rows in listing.read())
+    listing = Listing(uri, column, written_format, listing.keys, _twice(np.concatenate(list(wanted))))
+    named = np.concatenate([digests(rows["output_key"].to_pylist()) for rows in listing.read()])
+    _refuse_twice(listing, named, name="output_key")
+    return listing
+
+
+def key_of(uri: str) -> str:
+    """The key of a listed picture: its path with the bucket, so that OUT mirrors where pictures came from.
+
+    A part that is `..` gets lines around it: an output must not leave OUT.
+    """
+    path = uri.split("://", 1)[-1]
+    parts = [f"_{part}_" if part == ".." else part for part in path.split("/") if part not in ("", ".")]
+    return "/".join(parts)
+
+
+def _renamed(key: str, written: Format) -> str:
+    path = PurePosixPath(key)
+    return key if EXTENSIONS.get(path.suffix.lower()) == written else str(path.with_suffix(DEFAULT_EXTENSION[written]))
+
+
+def _twice(found: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
+    ordered = np.sort(found)
+    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+
+
+def _refuse_twice(listing: Listing, found: NDArray[np.bytes_], *, name: str) -> None:
+    double = _twice(found)
+    if not len(double):
+        return
+    for rows in listing.read():
+        for row, clashes in zip(rows.to_pylist(), among(digests(rows[name].to_pylist()), double), strict=True):
+            if clashes:
+                raise ValueError(
+                    f"list {listing.uri} holds {row['uri']} more than once, or another picture with its output name "
+                    f"{row['output_key']!r}; allowed: every picture once ({len(double)} are not)"
+                )
+
+
+def _uris(file: Place, column: str) -> Iterator[list[Any]]:
+    """The values of the column, some thousands at a time.
+
+    Raises:
+        ValueError: the file cannot be read, or has no such column of text.
+    """
+    suffix = PurePosixPath(file.name).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"list is {str(file)!r}; allowed: a file ending in {' or '.join(SUFFIXES)}")
+    try:
+        source = file.open() if isinstance(file, Remote) else io.BufferedReader(io.FileIO(file))
+        with source as stream:
+            yield from (_parquet if suffix == ".parquet" else _csv)(stream, column)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"list {str(file)!r} cannot be read: {error}") from error
+
+
+def _parquet(stream: Any, column: str) -> Iterator[list[Any]]:
+    file = pq.ParquetFile(stream)
+    _check_column(column, file.schema_arrow.names)
+    for batch in file.iter_batches(batch_size=ROWS, columns=[column]):
+        yield batch.column(0).cast(pa.string()).to_pylist()
+
+
+def _csv(stream: Any, column: str) -> Iterator[list[Any]]:
+    options = pyarrow.csv.ConvertOptions(column_types={column: pa.string()})
+    for batch in pyarrow.csv.open_csv(stream, convert_options=options):
+        _check_column(column, batch.schema.names)
+        yield batch.column(batch.schema.get_field_index(column)).to_pylist()
+
+
+def _check_column(column: str, names: list[str]) -> None:
+    if column not in names:
+        raise ValueError(f"column is {column!r}; allowed in this listing: {', '.join(names)}")

@@ -1,0 +1,149 @@
+"""A picture that kills its process again and again, or never ends, becomes an error row.
+
+Ray tries a block whose process died again, for ever. So every process says which picture it begins and ends to one
+small actor, which outlives it. What a process had begun when it died is suspect: it is done alone next time, so that a
+second death tells which picture it was; after `--attempts` deaths it is given up. A picture that takes longer than
+`--image-timeout` is given up at once, and its process ends itself: nothing else stops native code.
+"""
+
+import faulthandler
+import os
+import socket
+import threading
+import time
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+LOOK_SECONDS = 0.5  # between two looks at how long pictures take
+GRACE_SECONDS = 30.0  # a process that could not look for so long beyond the timeout is stuck as a whole
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What is known of the pictures of a block.
+
+    Attributes:
+        suspect: keys of those that were begun by a process that died.
+        given_up: key -> the columns of its error row.
+    """
+
+    suspect: frozenset[str]
+    given_up: dict[str, dict[str, str]]
+
+
+class Attempts:
+    """Who began what. Runs as an actor; see `start`."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._begun: dict[str, dict[str, str]] = defaultdict(dict)  # key -> process -> its node
+        self._deaths: Counter[str] = Counter()
+        self._given_up: dict[str, dict[str, str]] = {}
+        self._agreed: dict[str, Any] = {}
+
+    def enter(self, process: str, keys: Sequence[str]) -> Verdicts:
+        """Tell a process what is known of pictures that it will do."""
+        for key in keys:
+            others = {other: node for other, node in self._begun.get(key, {}).items() if other != process}
+            for other, node in others.items():
+                del self._begun[key][other]
+                self._deaths[key] += _is_up(node)  # a machine that vanished is not the picture's fault
+            if self._deaths[key] >= self._limit:
+                times = f"{self._deaths[key]} times"
+                message = f"its process died {times} while it was done: out of memory, or a crash in native code"
+                self._given_up[key] = {"error_type": "process_died", "error_message": message}
+        suspect = frozenset(key for key in keys if self._deaths[key] and key not in self._given_up)
+        return Verdicts(suspect, {key: self._given_up[key] for key in keys if key in self._given_up})
+
+    def begin(self, process: str, node: str, key: str) -> None:
+        """Note that a process begins a picture."""
+        self._begun[key][process] = node
+
+    def end(self, process: str, key: str) -> None:
+        """Note that it ended; what is known of its deaths stays, since Ray may do its block again."""
+        self._begun.get(key, {}).pop(process, None)
+        if not self._begun.get(key):
+            self._begun.pop(key, None)
+
+    def give_up(self, process: str, key: str, error: dict[str, str]) -> None:
+        """Note that a picture takes too long."""
+        self._given_up[key] = error
+        self.end(process, key)
+
+    def agree(self, name: str, value: Any) -> Any:
+        """The first value that anyone proposed."""
+        return self._agreed.setdefault(name, value)
+
+
+def _is_up(node: str) -> bool:
+    return any(entry["NodeID"] == node and entry["Alive"] for entry in ray.nodes())
+
+
+def start(limit: int) -> "ray.actor.ActorHandle":
+    """Start the actor on the driver's machine, which the job needs anyway."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+    return ray.remote(Attempts).options(**options).remote(limit)
+
+
+class Watch:
+    """One process's side: it says what it begins and ends, and ends itself where a picture takes too long.
+
+    Args:
+        attempts: the actor.
+        timeout: seconds that one stage may take for one picture.
+    """
+
+    def __init__(self, attempts: "ray.actor.ActorHandle", *, timeout: float) -> None:
+        self._attempts, self._timeout = attempts, timeout
+        self._process = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex}"
+        self._node = ray.get_runtime_context().get_node_id()
+        self._nowhere = Path(os.devnull).open("w")  # noqa: SIM115  # as long as the process
+        self._running: dict[tuple[str, str], float] = {}
+        threading.Thread(target=self._look_on, daemon=True, name="watch").start()
+
+    def enter(self, keys: Sequence[str]) -> Verdicts:
+        """Ask what is known of the pictures of a block."""
+        return ray.get(self._attempts.enter.remote(self._process, list(keys)))  # type: ignore[no-any-return]
+
+    def begin(self, key: str) -> None:
+        """Say that a picture begins; returns once that is noted."""
+        ray.get(self._attempts.begin.remote(self._process, self._node, key))
+
+    def end(self, key: str) -> None:
+        """Say that it ended."""
+        self._attempts.end.remote(self._process, key)
+
+    def agree(self, name: str, value: Any) -> Any:
+        """Propose a value for the whole job; the first one holds."""
+        return ray.get(self._attempts.agree.remote(name, value))
+
+    @contextmanager
+    def stage(self, key: str, name: str) -> Iterator[None]:
+        """Measure one stage of one picture against the timeout."""
+        self._running[key, name] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._running[key, name]
+
+    def _look_on(self) -> None:
+        while True:
+            # Where native code keeps the interpreter from running, this thread too, a timer of C ends the process.
+            faulthandler.dump_traceback_later(self._timeout + GRACE_SECONDS, exit=True, file=self._nowhere)
+            time.sleep(LOOK_SECONDS)
+            late = [place for place, since in list(self._running.items()) if time.monotonic() - since > self._timeout]
+            if late:
+                for key, stage in late:
+                    message = f"{stage} took longer than the {self._timeout:g} s of --image-timeout"
+                    error = {"error_type": "timeout", "error_message": message}
+                    ray.get(self._attempts.give_up.remote(self._process, key, error))
+                os._exit(1)

@@ -1,0 +1,122 @@
+"""A process that denoises: its threads, its device, the network in its memory."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ray
+
+from raydenoise.config import DenoiseConfig, EvaluateConfig
+from raydenoise.data.place import place
+from raydenoise.model.card import CARD_FILE, MODEL_FILE, Card, locate, read_card, read_checked
+
+if TYPE_CHECKING:
+    from raydenoise.model.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A bundle as bytes, so that it reaches every node whatever disk it lies on."""
+
+    card: bytes
+    model: bytes
+
+    @classmethod
+    def read(cls, folder: Path) -> "ModelFiles":
+        """Read a bundle's folder."""
+        return cls((folder / CARD_FILE).read_bytes(), (folder / MODEL_FILE).read_bytes())
+
+    def write(self, folder: Path) -> Card:
+        """Write them into a folder and read the card."""
+        (folder / CARD_FILE).write_bytes(self.card)
+        (folder / MODEL_FILE).write_bytes(self.model)
+        return read_card(folder)
+
+
+def read_files(name_or_path: str) -> tuple[ModelFiles, Card]:
+    """Read a model once, on the driver; the actors get its bytes. A bare file is inspected and becomes a bundle.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    with on_disk(name_or_path) as path:
+        if path.is_dir():
+            return ModelFiles.read(path), read_checked(path)
+        os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave the GPU to the actors
+        from raydenoise.model import bundle  # imports keras: only a bare file needs it here
+
+        with tempfile.TemporaryDirectory() as folder:
+            loaded = bundle.load(path)
+            bundle.write(loaded, Path(folder))
+            return ModelFiles.read(Path(folder)), loaded.card
+
+
+@contextmanager
+def on_disk(name_or_path: str) -> Iterator[Path]:
+    """Find a model on the disk, or copy it there from a bucket for a while.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if "://" not in name_or_path:
+        yield locate(name_or_path)
+        return
+    source = place(name_or_path, argument="model")
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / source.name
+        try:
+            if source.is_file():
+                target.write_bytes(source.read_bytes())
+            else:
+                target.mkdir()
+                for name in (CARD_FILE, MODEL_FILE):
+                    (target / name).write_bytes((source / name).read_bytes())
+        except OSError as error:
+            told = f"model {name_or_path!r} cannot be read: {error}"
+            raise ValueError(f"{told}; allowed: a bundle, or a .keras or .h5 file") from error
+        yield target
+
+
+def prepare_tensorflow(threads: int | None) -> None:
+    """Import TensorFlow in an actor, with the threads that are its own and GPU memory that grows on demand."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
+    if not assigned_gpus():  # Ray hides no GPU from an actor that asked for none
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    import tensorflow as tf  # thread settings: Ray's num_cpus does not reach it
+
+    if threads is not None:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def fast_precision() -> str:
+    """What this process's device computes fast, behind `prepare_tensorflow`."""
+    from raydenoise.model.precision import resolve
+
+    return resolve("auto")
+
+
+def load_denoiser(files: ModelFiles, config: "DenoiseConfig | EvaluateConfig") -> "Denoiser":
+    """Load a model in an actor, behind `prepare_tensorflow`."""
+    from raydenoise.model.denoiser import Denoiser
+
+    with tempfile.TemporaryDirectory() as folder:
+        files.write(Path(folder))
+        return Denoiser.load(folder, tile=config.tile, precision=config.precision, batch_tiles=config.batch_tiles)
+
+
+def assigned_gpus() -> list[str]:
+    """The GPUs that Ray gave to this process."""
+    return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])]
+
+
+def worker_name() -> str:
+    """Name this process in the metrics: host, process and the CUDA devices it sees."""
+    devices = f"/gpu{os.environ.get('CUDA_VISIBLE_DEVICES', '')}" if assigned_gpus() else ""
+    return f"{socket.gethostname()}/{os.getpid()}{devices}"

@@ -1,0 +1,121 @@
+"""What a denoising job reads: the files below INPUT, or the rows of a listing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from numpy.typing import NDArray
+from ray.data.block import BlockMetadata
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raydenoise.config import DenoiseConfig
+from raydenoise.data import inputs, listing
+from raydenoise.data.ledger import Ledger, among, digests
+from raydenoise.data.schema import SOURCES
+
+
+class Pictures(Protocol):
+    """The pictures of a job."""
+
+    def __len__(self) -> int: ...
+
+    def first(self) -> str:
+        """Path or address of one of them."""
+
+    def pending(self, ledger: Ledger) -> int:
+        """Count those that are not done."""
+
+    def dataset(self, ledger: Ledger, *, rows: int) -> ray.data.Dataset:
+        """Those that are not done, as rows of `SOURCES`, about so many a block."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Files below a folder, or of a glob: `schema.SOURCES`."""
+
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def first(self) -> str:
+        """Path or address of one of them."""
+        return str(self.table["uri"][0].as_py())
+
+    def pending(self, ledger: Ledger) -> int:
+        """Count those that are not done."""
+        return len(ledger.pending(self.table))
+
+    def dataset(self, ledger: Ledger, *, rows: int) -> ray.data.Dataset:
+        """Those that are not done."""
+        pending = ledger.pending(self.table)
+        return ray.data.from_blocks([pending.slice(first, rows) for first in range(0, len(pending), rows)])
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The rows of a listing, read by one task on the driver's machine as they are needed."""
+
+    listing: listing.Listing
+
+    def __len__(self) -> int:
+        return len(self.listing)
+
+    def first(self) -> str:
+        """Path or address of one of them."""
+        return str(next(self.listing.read())["uri"][0].as_py())
+
+    def pending(self, ledger: Ledger) -> int:
+        """Count those that are not done."""
+        return int((~among(self.listing.keys, ledger.done)).sum())
+
+    def dataset(self, ledger: Ledger, *, rows: int) -> ray.data.Dataset:
+        """Those that are not done."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        source = _Rows(ray.put((self.listing, ledger.done)), rows)
+        return ray.data.read_datasource(source, ray_remote_args={"num_cpus": 0, "scheduling_strategy": here})
+
+
+class _Rows(ray.data.Datasource):  # type: ignore[misc]  # Ray is not typed
+    """One task, since a listing can only be read from its beginning."""
+
+    def __init__(self, held: "ray.ObjectRef[Any]", rows: int) -> None:
+        super().__init__()
+        self._held, self._rows = held, rows
+
+    def estimate_inmemory_data_size(self) -> None:
+        """Unknown."""
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ray.data.ReadTask]:
+        """What Ray Data runs."""
+        del parallelism
+        held, rows = self._held, self._rows
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        return [ray.data.ReadTask(lambda: _pending(*ray.get(held), rows=rows), unknown, schema=SOURCES)]
+
+
+def _pending(found: listing.Listing, done: NDArray[np.bytes_], *, rows: int) -> Iterator[pa.Table]:
+    for table in found.read():
+        left = table.filter(pa.array(~among(digests(table["key"].to_pylist()), done)))
+        yield from (left.slice(first, rows) for first in range(0, len(left), rows))
+
+
+def list_pictures(config: DenoiseConfig) -> Pictures:
+    """List INPUT, name the outputs, pair the references; or look through a listing.
+
+    Raises:
+        ValueError: there is no input, or no reference fits.
+    """
+    if config.list is not None:
+        format = config.written_format
+        return Listed(listing.check(config.list, column=config.column, written_format=format, limit=config.limit))
+    assert config.input is not None, "the config has one of the two"
+    found = inputs.list_sources(config.input)[: config.limit]
+    keys = [source.key for source in found]
+    references = inputs.pair_references(keys, config.reference) if config.reference else [None] * len(keys)
+    names = inputs.output_keys(keys, config.written_format)
+    return Found(pa.table([[source.uri for source in found], keys, names, references], schema=SOURCES))

@@ -1,0 +1,99 @@
+"""How far a denoising job is, from its folder alone: from another terminal, or another machine."""
+
+import json
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from raydenoise.config import StatusConfig
+from raydenoise.data.lease import is_alive, newest
+from raydenoise.data.manifest import DENOISING_KIND, Output
+from raydenoise.data.place import Place, place
+from raydenoise.data.schema import METRICS
+from raydenoise.report.query import Rows
+
+SHOWN = 5  # kinds of failures, and failures
+RECENT = "INTERVAL 10 MINUTE"  # of committed rows, for the rate: what a long job does now
+
+
+def run(config: StatusConfig) -> dict[str, Any]:
+    """Tell how far a job is. Rows count once they are committed, every 30 s.
+
+    Raises:
+        ValueError: it is no folder of a denoising job, or cannot be read.
+    """
+    root = place(config.output, argument="output")
+    manifest = _manifest(root)
+    rows = Rows(Output(root).metrics, METRICS)
+    counts = rows.one(
+        "SELECT count(*) AS done, count(*) FILTER (status <> 'ok') AS failed, max(finished_at) AS last FROM rows"
+    )
+    recent = rows.one(
+        "SELECT count(*) AS images, epoch(max(finished_at)) - epoch(min(finished_at)) AS seconds FROM rows "
+        f"WHERE finished_at > (SELECT max(finished_at) FROM rows) - {RECENT}"
+    )
+    kinds = rows.all(
+        "SELECT error_type AS type, count(*) AS images, min(error_message) AS example FROM rows WHERE status <> 'ok' "
+        f"GROUP BY error_type ORDER BY images DESC, type LIMIT {SHOWN}"
+    )
+    total = manifest["pictures"]
+    state = _state(root, manifest["status"])
+    rate = (recent["images"] - 1) / recent["seconds"] if recent["images"] > 1 and recent["seconds"] else None
+    left = (total - counts["done"]) / rate if rate and state == "running" else None
+    return {
+        "output": str(root),
+        "state": state,
+        "started_at": manifest["started_at"],
+        "pictures": total,
+        "done": counts["done"],
+        "failed": counts["failed"],
+        "left": total - counts["done"],
+        "last_row_at": counts["last"].isoformat() if isinstance(counts["last"], datetime) else None,
+        "images_per_s": round(rate, 3) if rate else None,
+        "seconds_left": round(left) if left is not None else None,
+        "failures": kinds,
+    }
+
+
+def _manifest(root: Place) -> dict[str, Any]:
+    path = Output(root).manifest
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{str(root)!r} holds no {path.name}; allowed: the OUT of raydenoise denoise") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    kind = content.get("kind") if isinstance(content, dict) else type(content).__name__
+    if kind != DENOISING_KIND or "pictures" not in content:
+        raise ValueError(f"{path} is of {kind!r}; allowed: {DENOISING_KIND!r} of this version")
+    return dict(content)
+
+
+def _state(root: Place, recorded: str) -> str:
+    """What the manifest says; where it says running, whether a job still renews the lease."""
+    if recorded != "running":
+        return recorded
+    number, content = newest(root)
+    return "running" if content is not None and is_alive(root, number, content) else "killed"
+
+
+def show(summary: dict[str, Any]) -> None:
+    """Print it for people."""
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    state = summary["state"]
+    again = "" if state in ("running", "finished") else "; the same command goes on with it"
+    table.add_row("state", f"{state}, started {summary['started_at']}{again}")
+    share = f" ({summary['done'] / summary['pictures']:.1%})" if summary["pictures"] else ""
+    table.add_row("done", f"{summary['done']} of {summary['pictures']} pictures{share}, {summary['failed']} failed")
+    if summary["images_per_s"]:
+        left = summary["seconds_left"]
+        told = f", about {left} s left" if left is not None else ""
+        table.add_row("rate", f"{summary['images_per_s']:g} images/s in the last minutes{told}")
+    for kind in summary["failures"]:
+        table.add_row("failed", Text(f"{kind['images']} {kind['type']}, such as: {kind['example']}"))
+    table.add_row("output", Text(summary["output"]))
+    console.print(table)

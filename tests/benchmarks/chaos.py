@@ -1,0 +1,197 @@
+"""Kill what runs, again and again, and count what is wrong afterwards: rows, duplicates, missing, differing bytes.
+
+    python tests/benchmarks/chaos.py [--images 300] [--kills 6] [--seed 1] [--bucket] [--model default]
+
+A calm run, then the same pictures with random kills (SIGKILL) at random moments: of denoising actors, of other worker
+processes, of a whole node's raylet with all that runs on it, and of the driver, after which the same command runs
+again. The cluster is three raylets on this machine; a killed one is replaced. With --bucket, INPUT and OUT are in a
+bucket of a real S3 endpoint on loopback. One JSON line: counts, which must all be zero, and the time against the calm
+run.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import PIL.Image
+import psutil
+import pyarrow as pa
+import ray
+from moto.server import ThreadedMotoServer
+from ray.cluster_utils import Cluster
+
+from raydenoise.data import storage
+from raydenoise.data.ledger import read_table
+from raydenoise.data.manifest import Output
+from raydenoise.data.place import Place, place
+
+KINDS = ("actor", "worker", "node", "driver")
+LEAST, MOST = 4.0, 12.0  # seconds between two kills
+
+
+def main() -> None:
+    """Run calmly, then in chaos, and print what differs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=300)
+    parser.add_argument("--kills", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--bucket", action="store_true")
+    parser.add_argument("--model", default="default")
+    arguments = parser.parse_args()
+    rng = random.Random(arguments.seed)
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    with tempfile.TemporaryDirectory() as folder:
+        root = bucket() if arguments.bucket else place(folder)
+        write_input(root / "in", count=arguments.images, rng=np.random.default_rng(arguments.seed))
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        command = [
+            *(sys.executable, "-m", "raydenoise.cli", "denoise", str(root / "in"), "--address", cluster.address),
+            *("--model", arguments.model, "--sigma", "25", "--allow-failed", "all", "--quiet"),
+        ]
+        calm = run([*command, "--output", str(root / "calm")])
+        chaos = Chaos(cluster, nodes, rng=rng)
+        seconds = chaos.run([*command, "--output", str(root / "out")], kills=arguments.kills)
+        found = compare(root / "calm", root / "out")
+        cluster.shutdown()
+    line = {
+        "name": "chaos",
+        "where": "bucket" if arguments.bucket else "disk",
+        "images": arguments.images,
+        "seed": arguments.seed,
+        "kills": chaos.counts,
+        **found,
+        "calm_s": round(calm, 1),
+        "chaos_s": round(seconds, 1),
+        "ratio": round(seconds / calm, 2),
+        "hardware": f"{platform.machine()}, {os.cpu_count()} CPUs",
+    }
+    print(json.dumps(line))
+    sys.exit(any(found[name] for name in ("duplicates", "missing", "foreign", "differing", "left_over")))
+
+
+def bucket() -> Place:
+    """A bucket of a fresh endpoint."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+    }
+    boto3.client("s3").create_bucket(Bucket="chaos")
+    return place("s3://chaos")
+
+
+def write_input(folder: Place, *, count: int, rng: np.random.Generator) -> None:
+    """Noisy pictures of several sizes, and a broken file among every fifty."""
+    for index in range(count):
+        height, width = rng.integers(120, 320, 2)
+        clean = np.full((height, width, 3), rng.integers(40, 215, 3))
+        pixels = np.clip(np.rint(clean + rng.normal(0, 25, clean.shape)), 0, 255).astype(np.uint8)
+        with tempfile.NamedTemporaryFile(suffix=".png") as file:
+            PIL.Image.fromarray(pixels).save(file.name)
+            data = Path(file.name).read_bytes()
+        broken = index % 50 == 7
+        storage.publish(folder / f"{index % 7}/{index:05d}.png", data[: len(data) // 2] if broken else data)
+
+
+def run(command: list[str]) -> float:
+    """Run to the end; seconds."""
+    began = time.monotonic()
+    subprocess.run(command, check=True)
+    return time.monotonic() - began
+
+
+class Chaos:
+    """Kills at random."""
+
+    def __init__(self, cluster: Any, nodes: list[Any], *, rng: random.Random) -> None:
+        self._cluster, self._nodes, self._rng = cluster, nodes, rng
+        self.counts = dict.fromkeys(KINDS, 0)
+
+    def run(self, command: list[str], *, kills: int) -> float:
+        """Run a command to its end, again where its driver was killed; seconds."""
+        began = time.monotonic()
+        left = kills
+        kinds = [KINDS[index % len(KINDS)] for index in range(kills)]
+        self._rng.shuffle(kinds)
+        while True:
+            process = subprocess.Popen(command)
+            while process.poll() is None:
+                due = time.monotonic() + self._rng.uniform(LEAST, MOST)
+                while process.poll() is None and time.monotonic() < due:
+                    time.sleep(0.1)
+                if process.poll() is None and left:
+                    self._kill(kinds[kills - left], process)
+                    left -= 1
+            if process.returncode == 0 and not left:
+                return time.monotonic() - began
+            if process.returncode == 0:
+                raise SystemExit(f"the job ended before {left} kills: more --images")
+            if process.returncode != -9:
+                raise SystemExit(f"the job broke with {process.returncode}")
+
+    def _kill(self, kind: str, driver: subprocess.Popen[bytes]) -> None:
+        if kind == "driver":
+            driver.kill()
+            driver.wait()
+        elif kind == "node":
+            self._cluster.remove_node(self._nodes.pop(self._rng.randrange(len(self._nodes))), allow_graceful=False)
+            self._nodes.append(self._cluster.add_node(num_cpus=1))
+        else:
+            named = [p for p in psutil.process_iter() if self._is(kind, p)]
+            if not named:
+                return
+            self._rng.choice(named).kill()
+        self.counts[kind] += 1
+
+    def _is(self, kind: str, process: psutil.Process) -> bool:
+        try:
+            name = " ".join(process.cmdline())
+        except psutil.Error:
+            return False
+        if not name.startswith("ray::"):
+            return False
+        return ("FusedActor" in name) == (kind == "actor")
+
+
+def compare(calm: Place, out: Place) -> dict[str, int]:
+    """What is wrong with OUT against the calm run."""
+    keys = [row["key"] for row in rows(out)]
+    wanted = {row["key"]: row["status"] for row in rows(calm)}
+    status = {row["key"]: row["status"] for row in rows(out)}
+    pictures, expected = (set(storage.walk(Output(root).images)) for root in (out, calm))
+    same = pictures & expected
+    differing = sum((Output(out).images / key).read_bytes() != (Output(calm).images / key).read_bytes() for key in same)
+    return {
+        "rows": len(keys),
+        "duplicates": len(keys) - len(set(keys)),
+        "missing": len(wanted.keys() - status.keys()) + len(expected - pictures),
+        "foreign": len(status.keys() - wanted.keys()) + len(pictures - expected),
+        "differing": differing + sum(status[key] != wanted[key] for key in status.keys() & wanted.keys()),
+        "left_over": sum(".partial" in key for key in storage.walk(out)),
+    }
+
+
+def rows(root: Place) -> list[dict[str, Any]]:
+    """The committed rows of a run."""
+    metrics = Output(root).metrics
+    return pa.concat_tables([read_table(metrics / name) for name in storage.names(metrics)]).to_pylist()
+
+
+if __name__ == "__main__":
+    main()
+    ray.shutdown()

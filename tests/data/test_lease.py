@@ -1,0 +1,104 @@
+"""Laws of leases: one job at a time; a dead one blocks nobody; a lost one commits nothing."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from raydenoise.data import storage
+from raydenoise.data.lease import FOLDER, Lease, LeaseLostError, held, newest
+from raydenoise.data.place import Place, place
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """An OUT that is not there yet."""
+    return place(tmp_path / "out" if request.param == "disk" else f"{request.getfixturevalue('bucket')}/out")
+
+
+def elsewhere(root: Place) -> None:
+    """Make the newest lease look like another machine's."""
+    number, content = newest(root)
+    storage.publish(root / FOLDER / f"{number:06d}.json", json.dumps({**content, "machine": "another"}).encode())
+
+
+def test_a_second_job_is_refused_while_the_first_lives(root: Place) -> None:
+    with held(root) as lease:
+        lease.check()
+        with pytest.raises(ValueError, match=rf"^output '{root}' is being written by process \d+ on .*; allowed: one"):
+            held(root).__enter__()
+        lease.check()
+    with held(root) as again:
+        assert again.number == lease.number + 1
+    assert storage.names(root / FOLDER) == [f"{again.number:06d}.json"]
+
+
+def test_of_many_that_come_at_once_one_gets_it(root: Place) -> None:
+    leases, refused = [], []
+
+    def one() -> None:
+        entered = held(root)
+        try:
+            entered.__enter__()
+        except ValueError as error:
+            refused.append(error)
+        else:
+            leases.append(entered)
+
+    threads = [Thread(target=one) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(leases), len(refused)) == (1, 5)
+    leases[0].__exit__(None, None, None)
+
+
+def test_another_machines_lease_counts_while_it_moves(root: Place) -> None:
+    with held(root, seconds=3):
+        elsewhere(root)  # its holder goes on renewing, as it is
+        began = time.monotonic()
+        with pytest.raises(ValueError, match="is being written by process"):
+            held(root, seconds=30).__enter__()
+        assert time.monotonic() - began < 15
+
+
+def test_a_lease_that_stands_still_is_taken_over_and_its_holder_commits_nothing(root: Place) -> None:
+    old = Lease(root, 1, seconds=2)
+    old._stop.set()  # as a process that was stopped, or a machine without a network
+    old._thread.join()
+    elsewhere(root)
+    with held(root, seconds=2) as new:
+        assert new.number == 2
+        new.check()
+        with pytest.raises(LeaseLostError, match="nothing more was written"):
+            old.check()
+
+
+def test_a_holder_that_is_only_slow_keeps_its_lease(root: Place) -> None:
+    with held(root, seconds=3) as lease:
+        time.sleep(4)
+        lease.check()
+
+
+def test_a_killed_process_of_this_machine_blocks_not_for_a_moment(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from raydenoise.data.lease import held; from raydenoise.data.place import place\n"
+        "with held(place(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    dead = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert dead.returncode == -9
+    began = time.monotonic()
+    with held(tmp_path) as lease:
+        assert lease.number == 2
+    assert time.monotonic() - began < 5
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "out").write_bytes(b"a file")
+    with pytest.raises(ValueError, match=r"^output '.*out' cannot be written to: "):
+        held(tmp_path / "out").__enter__()

@@ -1,0 +1,127 @@
+"""Laws of the ledger: done is what is committed and there; a job goes on only as it began."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from raydenoise.data import storage
+from raydenoise.data.ledger import Ledger, check_same, clear, digests, settle
+from raydenoise.data.manifest import DENOISING_KIND, Output, publish_table
+from raydenoise.data.place import place
+from raydenoise.data.schema import SOURCES, metrics_table
+
+CONFIG = {
+    "input": "/in", "list": None, "column": "uri", "sigma": "auto", "strength": 1.0, "tta": 1, "reference": None,
+    "format": "keep", "quality": 95, "tile": None, "max_pixels": 10**9, "precision": "auto", "actors": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> Output:
+    """An OUT with three rows in two files: a picture, a failure, and one whose picture is gone."""
+    out = Output(place(tmp_path / "out" if request.param == "disk" else f"{request.getfixturevalue('bucket')}/out"))
+    rows = [
+        {"key": "a.png", "status": "ok", "output_uri": str(out.images / "a.png"), "precision": "bfloat16"},
+        {"key": "sub/b ü.png", "status": "error", "error_type": "empty", "precision": None},
+        {"key": "gone.png", "status": "ok", "output_uri": str(out.images / "gone.png"), "precision": "bfloat16"},
+    ]
+    publish_table(out.metrics / "part-00001-00000.parquet", metrics_table(rows[:2]))
+    publish_table(out.metrics / "part-00001-00001.parquet", metrics_table(rows[2:]))
+    storage.publish(out.images / "a.png", b"a")
+    storage.publish(out.scratch / ".x.partial", b"half")
+    return out
+
+
+def sources(*keys: str) -> pa.Table:
+    return pa.table([[f"/in/{key}" for key in keys], keys, keys, [None] * len(keys)], schema=SOURCES)
+
+
+def test_done_are_pictures_that_are_there_and_failures(output: Output) -> None:
+    counted: list[str] = []
+    ledger = settle(output, retry_failed=False, count=lambda rows: counted.extend(rows["key"].to_pylist()))
+    assert counted == ["a.png", "sub/b ü.png"]
+    assert ledger.precision == "bfloat16"
+    left = ledger.pending(sources("a.png", "gone.png", "new.png", "sub/b ü.png"))
+    assert left["key"].to_pylist() == ["gone.png", "new.png"]
+    assert not output.scratch.exists()
+
+
+def test_rows_without_their_picture_leave_the_table(output: Output) -> None:
+    settle(output, retry_failed=False)
+    again: list[str] = []
+    settle(output, retry_failed=False, count=lambda rows: again.extend(rows["key"].to_pylist()))
+    assert again == ["a.png", "sub/b ü.png"]
+
+
+def test_failures_can_be_tried_again(output: Output) -> None:
+    ledger = settle(output, retry_failed=True)
+    assert ledger.pending(sources("a.png", "sub/b ü.png"))["key"].to_pylist() == ["sub/b ü.png"]
+
+
+def test_clearing_leaves_nothing_of_a_run_and_all_else(output: Output) -> None:
+    storage.publish(output.manifest, b"{}")
+    storage.publish(output.root / "notes.txt", b"mine")
+    clear(output)
+    assert list(storage.walk(output.root)) == ["notes.txt"]
+    assert settle(output, retry_failed=False).pending(sources("a.png"))["key"].to_pylist() == ["a.png"]
+
+
+def test_an_empty_ledger_has_done_nothing() -> None:
+    assert len(Ledger().pending(sources("a", "b"))) == 2
+    assert len(Ledger(digests(["a"])).pending(sources())) == 0
+
+
+def test_a_row_that_comes_twice_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raydenoise.data.ledger.MERGED", 3)
+    book = Ledger(digests(["old"]))
+    came = [
+        book.fresh(metrics_table([{"key": key}]))["key"].to_pylist()
+        for key in ["a", "b", "a", "old", "c", "d", "e", "a", "b", "f"]
+    ]
+    assert came == [["a"], ["b"], [], [], ["c"], ["d"], ["e"], [], [], ["f"]]
+    assert book.fresh(metrics_table([{"key": key} for key in ("g", "a", "g")]))["key"].to_pylist() == ["g"]
+
+
+def manifest(**changes: Any) -> dict[str, Any]:
+    model = {"sha256": changes.pop("sha256", "0" * 64)}
+    return {"kind": DENOISING_KIND, "config": {**CONFIG, **changes}, "model": model}
+
+
+@pytest.mark.parametrize("change", [{}, {"actors": 7}, {"precision": "float32"}])
+def test_what_decides_no_row_may_change(tmp_path: Path, change: dict[str, Any]) -> None:
+    check_same(Output(tmp_path), manifest())
+    storage.publish_json(tmp_path / "manifest.json", manifest())
+    check_same(Output(tmp_path), manifest(**change))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sigma": 25.0}, "sigma was 'auto' and is 25.0"),
+        ({"sha256": "1"}, "model was '0+' and is '1'"),
+        ({"input": "/other"}, "input was '/in' and is '/other'"),
+        ({"tta": 8, "format": "png"}, "tta was 1 and is 8; format was 'keep' and is 'png'"),
+    ],
+)
+def test_another_setting_is_refused_with_what_it_was(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    storage.publish_json(tmp_path / "manifest.json", manifest())
+    with pytest.raises(ValueError, match=rf"holds a run with other settings: {said}; allowed: the same settings, "):
+        check_same(Output(tmp_path), manifest(**change))
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ValueError, match=r"already holds something \(images\) and no manifest of a run; allowed: "):
+        check_same(Output(tmp_path), manifest())
+    storage.publish_json(tmp_path / "manifest.json", {"kind": "raydenoise training"})
+    with pytest.raises(ValueError, match=r"holds a 'raydenoise training'; allowed: another folder$"):
+        check_same(Output(tmp_path), manifest())
+    (tmp_path / "manifest.json").write_text(json.dumps([1]))
+    with pytest.raises(ValueError, match=r"holds a 'list'; allowed: another folder$"):
+        check_same(Output(tmp_path), manifest())
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"manifest.json cannot be read: "):
+        check_same(Output(tmp_path), manifest())

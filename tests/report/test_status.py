@@ -1,0 +1,72 @@
+"""Laws of `raydenoise status`: what is committed counts, and a killed job is not taken for a running one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raydenoise import cli
+from raydenoise.data import storage
+from raydenoise.data.lease import held
+from raydenoise.data.place import place
+from tests.report.rows import MakeOut, failure, row
+
+
+@pytest.fixture
+def out(make_out: MakeOut) -> Path:
+    """A running job with four rows of ten, one a failure."""
+    rows = [row(0), row(1), row(2), failure(3, "truncated", "the file ends early")]
+    return make_out(rows, pictures=10, status="running")
+
+
+def status(capsys: pytest.CaptureFixture[str], root: object) -> dict:
+    assert cli.main(["status", str(root), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_running_job(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with held(out):
+        found = status(capsys, out)
+    assert (found["state"], found["pictures"], found["done"], found["failed"], found["left"]) == (
+        "running",
+        10,
+        4,
+        1,
+        6,
+    )
+    assert found["images_per_s"] == 1.0
+    assert found["seconds_left"] == 6
+    assert found["failures"] == [{"type": "truncated", "images": 1, "example": "the file ends early"}]
+
+
+def test_a_killed_job(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = (
+        "import os, signal, sys; from raydenoise.data.lease import held; from raydenoise.data.place import place\n"
+        "with held(place(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(out)], check=False)
+    assert status(capsys, out)["state"] == "killed"
+    assert cli.main(["status", str(out)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "killed, started 2026-01-02T03:04:05+00:00; the same command goes on with it" in said
+    assert "4 of 10 pictures (40.0%), 1 failed" in said
+    assert "1 truncated, such as: the file ends early" in said
+
+
+def test_a_finished_job_in_a_bucket(make_out: MakeOut, bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    local = make_out([row(0)], pictures=1, status="finished")
+    there = place(f"{bucket}/out")
+    for name in storage.walk(local):
+        storage.publish(there / name, (local / name).read_bytes())
+    found = status(capsys, there)
+    assert (found["state"], found["done"], found["left"], found["seconds_left"]) == ("finished", 1, 0, None)
+
+
+def test_what_is_no_job_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status", str(tmp_path)]) == 2
+    assert "holds no manifest.json; allowed: the OUT of raydenoise denoise" in capsys.readouterr().err
+    storage.publish_json(tmp_path / "manifest.json", {"kind": "raydenoise training"})
+    assert cli.main(["status", str(tmp_path)]) == 2
+    assert "is of 'raydenoise training'; allowed: 'raydenoise denoising'" in capsys.readouterr().err
