@@ -92,6 +92,14 @@ def kill_with_its_ray(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
+def is_actor(process: psutil.Process) -> bool:
+    """Whether it is a denoising process that lives."""
+    try:
+        return "FusedActor" in " ".join(process.cmdline())
+    except psutil.Error:  # it ended, or is not yet waited for
+        return False
+
+
 def test_the_same_command_does_only_what_is_missing(tmp_path: Path, photographs: Path, tiny_bundle: Path) -> None:
     (photographs / "bad.png").write_bytes(b"no picture")
     out = tmp_path / "out"
@@ -239,10 +247,7 @@ def test_a_second_job_is_refused_and_killed_workers_cost_time_only(
 
     killed = 0
     while process.poll() is None and killed < 3:
-        actors = [
-            child for child in psutil.Process(process.pid).children(recursive=True) if "FusedActor" in child.name()
-            or "FusedActor" in " ".join(child.cmdline())
-        ]  # fmt: skip
+        actors = [child for child in psutil.Process(process.pid).children(recursive=True) if is_actor(child)]
         for actor in actors[:1]:
             actor.send_signal(signal.SIGKILL)
             killed += 1
