@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import ray
 import ray.data
@@ -79,7 +79,7 @@ def session(
         address: of the cluster; None for a private local Ray.
         cpus: that a private local Ray declares.
         gpus: that it declares; None for those of the machine.
-        dashboard: start its dashboard too, which answers questions about actors.
+        dashboard: start its dashboard too, which answers questions about actors; all its workers ask this one.
         verbose: let Ray talk.
 
     Raises:
@@ -88,7 +88,8 @@ def session(
     level = logging.INFO if verbose else logging.ERROR
     common = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
     if address is None:
-        ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=dashboard, **common)
+        asked = dashboard_options() if dashboard else {"include_dashboard": False}
+        ray.init(address="local", num_cpus=cpus, num_gpus=gpus, **asked, **common)
     else:
         try:
             ray.init(address=address, **common)
@@ -99,6 +100,23 @@ def session(
         yield
     finally:
         ray.shutdown()
+
+
+def dashboard_options() -> dict[str, Any]:
+    """Options of `ray.init` for a private local Ray with a dashboard that its own workers find.
+
+    A worker that asks about an actor looks for the Rays of the machine, and gives up where there are two. Told the
+    address it does not look; to tell it, the port must be known before the Ray starts.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {
+        "include_dashboard": True,
+        "dashboard_host": "127.0.0.1",
+        "dashboard_port": port,
+        "runtime_env": {"env_vars": {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}},
+    }
 
 
 def configure_data(*, block_bytes: int, verbose: bool) -> None:

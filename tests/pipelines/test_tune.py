@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +18,12 @@ import pytest
 import ray
 from ray._private.services import find_gcs_addresses
 
-from raydenoise import tuning
+from raydenoise import cli, tuning
 from raydenoise.config import TrainConfig, TuneConfig, parse
 from raydenoise.config.space import Space
 from raydenoise.data.shards import read_manifest
 from raydenoise.pipelines import group, train, tune
+from raydenoise.pipelines.session import dashboard_options
 from tests.pipelines.test_train import write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray")
@@ -65,16 +68,9 @@ def test_a_tuning_leaves_a_table_a_plot_and_a_config_that_trains(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    end = time.monotonic() + 60
-    while find_gcs_addresses() and time.monotonic() < end:
-        time.sleep(1)  # the Ray of a driver that a test killed is still ending
-    if find_gcs_addresses():
-        pytest.skip("another Ray runs on this machine: a local tuning would wait for ever (docs/tuning.md)")
     settings = config(tmp_path / "work", shards, grace=0.1, reduction=2.0)
     settings = replace(settings, seed=good_one_first(Path(settings.space)))
-    ray.init(
-        address="local", num_cpus=4, num_gpus=0, include_dashboard=True, log_to_driver=False, logging_level="ERROR"
-    )
+    ray.init(address="local", num_cpus=4, num_gpus=0, log_to_driver=False, logging_level="ERROR", **dashboard_options())
     try:
         for module in (train, tune):
             monkeypatch.setattr(module, "session", lambda *_, **__: nullcontext())
@@ -102,6 +98,55 @@ def test_a_tuning_leaves_a_table_a_plot_and_a_config_that_trains(
     assert (root / "best" / "bundle" / "card.json").is_file()
     with pytest.raises(ValueError, match=r"holds a finished tuning; allowed: one that was stopped$"):
         tune.run(replace(settings, resume=True))
+
+
+ANOTHER_RAY = """
+import sys
+import ray
+ray.init(address="local", num_cpus=1, num_gpus=0, include_dashboard=False, log_to_driver=False, _temp_dir=sys.argv[1])
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def another_ray() -> Iterator[str]:
+    """The address of a Ray on this machine that has nothing to do with the test's own."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:  # a short path: of sockets
+        command = [sys.executable, "-c", ANOTHER_RAY, folder]
+        env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        with subprocess.Popen(
+            command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as process:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            assert address, "the other Ray did not start"
+            yield address
+            process.communicate(timeout=60)  # it ends where its input ends
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_stopped_trial_gives_its_cpus_back_beside_another_ray(shards: Path, tmp_path: Path, another_ray: str) -> None:
+    settings = config(tmp_path / "work", shards)
+    seed = good_one_first(Path(settings.space))
+    flags = ["--space", settings.space, "--output", settings.output, "--trials", "3", "--seed", str(seed)]
+    flags += ["--grace", "0.1", "--reduction", "2", "--steps", "40", "--validate-every", "4", "--quiet"]
+    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "raydenoise.cli", "tune", str(shards), *flags], env=env, start_new_session=True
+    )
+    try:
+        status = process.wait(timeout=600)
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+    find_gcs_addresses.cache_clear()
+    assert another_ray in find_gcs_addresses(), "the other Ray must have been there all the time"
+    assert status == cli.SOME_FAILED
+    table = pq.read_table(Path(settings.output) / "trials.parquet").to_pylist()
+    assert [row["status"] for row in table] == ["finished", "stopped", "error"]  # the third one got the second's CPUs
 
 
 @pytest.mark.slow
