@@ -38,11 +38,10 @@ def allowed_failures(text: object) -> int | Literal["all"]:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of failures; allowed: all, or 0 and more") from None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DenoiseConfig:
     """What `raydenoise denoise` does. A value that is not allowed raises ValueError when the config is made."""
 
-    output: str = option("folder for images/, metrics/ and manifest.json; made where it is missing", metavar="OUT")
     input: str | None = option(
         "a folder (with all below it), a glob or a file; local, s3:// or gs://",
         default=None,
@@ -53,6 +52,7 @@ class DenoiseConfig:
         "instead of INPUT: a .parquet or .csv file that lists pictures", default=None, metavar="FILE"
     )
     column: str = option("of the listing, with absolute paths, s3:// or gs:// addresses", default="uri", metavar="NAME")
+    output: str = option("folder for images/, metrics/ and manifest.json; made where it is missing", metavar="OUT")
     model: str = option("shipped name, bundle folder, or .keras / .h5 file", default="default", metavar="NAME|PATH")
     sigma: Sigma = option(
         "noise level in 8-bit grey levels, or auto",
