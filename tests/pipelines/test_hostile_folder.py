@@ -70,7 +70,7 @@ def test_a_hostile_folder_is_done_to_its_end(tmp_path: Path, tiny_bundle: Path) 
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out", *BESIDE}
     assert all((tmp_path / name).read_bytes() == b"mine" for name in BESIDE)
     assert not [path for path in output.rglob("*") if path.name.endswith(".partial")]
-    assert {path.name for path in output.iterdir()} == {"images", "manifest.json", "metrics"}
+    assert {path.name for path in output.iterdir()} == {"images", "lease", "manifest.json", "metrics"}
 
 
 KINDS = ("empty", "not_an_image", "truncated", "corrupt", "too_large", "zero_sized", "multi_page", "unsupported")
