@@ -212,7 +212,10 @@ def test_bad_command_lines_exit_with_2(argv: list[str], message: str, capsys: py
     [
         ("qualty: 90\n", "qualty is unknown; did you mean quality?"),
         ("batch-tile: 3\n", "batch-tile is unknown; did you mean batch_tiles?"),
-        ("zzzzzz: 3\n", "zzzzzz is unknown; allowed: input, list, column, output, model, sigma, strength, tta, reference, format, "),
+        (
+            "zzzzzz: 3\n",
+            "zzzzzz is unknown; allowed: input, list, column, output, model, sigma, strength, tta, reference, format, ",
+        ),
         ("1: 3\n", "1 is unknown; allowed: input, "),
         ("quality: [1]\n", "quality is [1]; allowed: of JPEG and WebP, 1 to 100"),
         ("quality: high\n", "quality is 'high'; allowed: of JPEG and WebP, 1 to 100"),

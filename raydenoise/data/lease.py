@@ -82,24 +82,37 @@ class Lease:
             self._renewed = began
 
 
+def check_free(root: Place, *, seconds: float = LEASE_SECONDS) -> int:
+    """Check that no job writes a folder; returns the number of the newest lease, which nobody holds, or 0.
+
+    Raises:
+        ValueError: one does.
+    """
+    number, content = newest(root)
+    if content is not None and is_alive(root, number, content, seconds=seconds):
+        raise ValueError(
+            f"output {str(root)!r} is being written by process {content['pid']} on {content['host']}; allowed: one job "
+            "at a time; raydenoise status tells how far it is"
+        )
+    return number
+
+
 @contextmanager
-def held(root: Place, *, seconds: float = LEASE_SECONDS) -> Iterator[Lease]:
+def held(root: Place, *, seconds: float = LEASE_SECONDS, free: int = 0) -> Iterator[Lease]:
     """Hold a folder's lease.
 
     Args:
         root: the folder.
         seconds: how long a lease may stand still.
+        free: number of a lease that `check_free` found free.
 
     Raises:
         ValueError: another job holds it, or it cannot be written.
     """
     try:
-        number, content = newest(root)
-        if content is not None and is_alive(root, number, content, seconds=seconds):
-            raise ValueError(
-                f"output {str(root)!r} is being written by process {content['pid']} on {content['host']}; allowed: one "
-                "job at a time; raydenoise status tells how far it is"
-            )
+        number = newest(root)[0]
+        if number != free:
+            number = check_free(root, seconds=seconds)
         lease = Lease(root, number + 1, seconds=seconds)
     except FileExistsError:
         raise ValueError(f"output {str(root)!r} was taken by another job just now; allowed: one at a time") from None

@@ -13,7 +13,7 @@ import ray.data
 
 from raydenoise.config import DenoiseConfig
 from raydenoise.data import storage
-from raydenoise.data.lease import Lease, held
+from raydenoise.data.lease import Lease, check_free, held
 from raydenoise.data.ledger import Ledger, check_same, clear, settle
 from raydenoise.data.manifest import DENOISING_KIND, Output, RowWriter, check_writable, recorded, versions
 from raydenoise.data.place import place
@@ -53,6 +53,7 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
     started = time.monotonic()
     output = Output(place(config.output, argument="output"))
     check_writable(output.root)
+    free = check_free(output.root)
     files, card = read_model(config)
     pictures = list_pictures(config)
     manifest: dict[str, Any] = {
@@ -67,7 +68,7 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
     address = cluster_address(config.address)
     with session(address, cpus=local_cpus(config), verbose=config.verbose), ExitStack() as stack:
         make_plan(config, images=len(pictures))  # what it refuses, it refuses before anything is written
-        lease = stack.enter_context(held(output.root))
+        lease = stack.enter_context(held(output.root, free=free))
         if config.overwrite:
             clear(output)
         else:

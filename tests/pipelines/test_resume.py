@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -233,6 +234,8 @@ def test_a_killed_driver_costs_time_only(
 def test_a_second_job_is_refused_and_killed_workers_cost_time_only(
     tmp_path: Path, photographs: Path, tiny_bundle: Path
 ) -> None:
+    large = np.tile(decode((photographs / "a.png").read_bytes()).pixels, (25, 18, 1))  # a job of some seconds
+    PIL.Image.fromarray(large).save(photographs / "a.png")
     many(photographs, 60)
     calm = run(photographs, "--output", tmp_path / "calm", "--model", tiny_bundle)
     assert calm.returncode == 0, calm.stderr
