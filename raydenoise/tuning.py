@@ -15,7 +15,7 @@ import yaml
 
 from raydenoise.config.space import shown_value
 from raydenoise.data.schema import TRIALS
-from raydenoise.data.storage import publish, publish_json
+from raydenoise.data.storage import publish, publish_json, publish_table
 
 RUNS, OUTCOME, METRICS = "runs", "outcome.json", "metrics"  # TUNE/runs/007/outcome.json, .../metrics
 PARQUET, TABLE, CSV, PLOT, BEST = "trials.parquet", "trials.md", "trials.csv", "tune.png", "best.yaml"
@@ -106,9 +106,7 @@ def write(root: Path, trials: Sequence[Trial], *, options: Mapping[str, Any] | N
         trials: all of them.
         options: of `train`, for the best trial; None where no trial has a PSNR.
     """
-    sink = pa.BufferOutputStream()
-    pq.write_table(trials_table(trials), sink, compression="zstd")
-    publish(root / PARQUET, sink.getvalue().to_pybytes())
+    publish_table(root / PARQUET, trials_table(trials))
     rows = table_rows(trials)
     publish(root / TABLE, _markdown(rows).encode())
     publish(root / CSV, _csv(rows).encode())

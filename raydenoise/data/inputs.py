@@ -187,9 +187,7 @@ def output_keys(keys: list[str], written_format: Format | None) -> list[str]:
 
 def _folder_names(keys: list[str], written_format: Format, folders: set[str]) -> dict[str, str]:
     extension = DEFAULT_EXTENSION[written_format]
-    wanted = {
-        key: key if _format(key) == written_format else str(PurePosixPath(key).with_suffix(extension)) for key in keys
-    }
+    wanted = {key: renamed(key, written_format) for key in keys}
     claims = Counter(wanted.values())
     names = {key: name for key, name in wanted.items() if name == key or (claims[name] == 1 and name not in folders)}
     taken = folders.union(names.values())
@@ -201,6 +199,13 @@ def _folder_names(keys: list[str], written_format: Format, folders: set[str]) ->
             names[key] = name
             taken.add(name)
     return names
+
+
+def renamed(key: str, written_format: Format) -> str:
+    """Give a key the extension of the written format, unless it has one of its extensions."""
+    if _format(key) == written_format:
+        return key
+    return str(PurePosixPath(key).with_suffix(DEFAULT_EXTENSION[written_format]))
 
 
 def _format(key: str) -> Format | None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raydenoise.data import storage
-from raydenoise.data.manifest import DENOISING_KIND, Output, publish_table
+from raydenoise.data.manifest import DENOISING_KIND, Output
 from raydenoise.data.place import Place
 from raydenoise.data.schema import METRICS
 
@@ -112,10 +112,10 @@ def settle(output: Output, *, retry_failed: bool, count: Callable[[pa.Table], No
     precisions: set[str] = set()
     for name in storage.names(output.metrics):
         path = output.metrics / name
-        rows = read_table(path)
+        rows = storage.open_parquet(path).read().cast(METRICS)
         kept = rows.filter(pa.array(_stands(rows, written, images=output.images, retry_failed=retry_failed)))
         if len(kept) < len(rows):
-            publish_table(path, kept)
+            storage.publish_table(path, kept)
         seen.append(digests(kept["key"].to_pylist()))
         precisions |= {value for value in kept["precision"].to_pylist() if value}
         count(kept)
@@ -135,8 +135,3 @@ def among(wanted: NDArray[np.bytes_], known: NDArray[np.bytes_]) -> NDArray[np.b
     if not len(known):
         return np.zeros(len(wanted), bool)
     return np.asarray(known[np.searchsorted(known, wanted).clip(max=len(known) - 1)] == wanted)
-
-
-def read_table(path: Place) -> pa.Table:
-    """Read a metrics file, whole."""
-    return storage.open_parquet(path).read().cast(METRICS)

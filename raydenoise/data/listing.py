@@ -12,7 +12,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raydenoise.core.image import DEFAULT_EXTENSION, EXTENSIONS, Format
+from raydenoise.core.image import DEFAULT_EXTENSION, Format
+from raydenoise.data.inputs import renamed
 from raydenoise.data.ledger import DIGEST, among, digests
 from raydenoise.data.place import Place, Remote, place
 from raydenoise.data.schema import SOURCES
@@ -57,7 +58,7 @@ class Listing:
         """Name the outputs as `inputs.output_keys` does, without a look at the neighbours: `shared` tells of them."""
         if self.written_format is None:
             return keys
-        wanted = [_renamed(key, self.written_format) for key in keys]
+        wanted = [renamed(key, self.written_format) for key in keys]
         clash = among(digests(wanted), self.shared)
         extension = DEFAULT_EXTENSION[self.written_format]
         return [
@@ -95,7 +96,7 @@ def check(uri: str, *, column: str, written_format: Format | None = None, limit:
     _refuse_twice(listing, listing.keys, name="key")
     if written_format is None:
         return listing
-    wanted = (digests(_renamed(key, written_format) for key in rows["key"].to_pylist()) for rows in listing.read())
+    wanted = (digests(renamed(key, written_format) for key in rows["key"].to_pylist()) for rows in listing.read())
     listing = Listing(uri, column, written_format, listing.keys, _twice(np.concatenate(list(wanted))))
     named = np.concatenate([digests(rows["output_key"].to_pylist()) for rows in listing.read()])
     _refuse_twice(listing, named, name="output_key")
@@ -110,11 +111,6 @@ def key_of(uri: str) -> str:
     path = uri.split("://", 1)[-1]
     parts = [f"_{part}_" if part == ".." else part for part in path.split("/") if part not in ("", ".")]
     return "/".join(parts)
-
-
-def _renamed(key: str, written: Format) -> str:
-    path = PurePosixPath(key)
-    return key if EXTENSIONS.get(path.suffix.lower()) == written else str(path.with_suffix(DEFAULT_EXTENSION[written]))
 
 
 def _twice(found: NDArray[np.bytes_]) -> NDArray[np.bytes_]:

@@ -1,5 +1,6 @@
 """OUT: where a run keeps its pictures, metrics and manifest."""
 
+import json
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -10,12 +11,11 @@ from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raydenoise import __version__
 from raydenoise.data import storage
 from raydenoise.data.place import Place, Remote
-from raydenoise.data.storage import publish, publish_json
+from raydenoise.data.storage import publish_json, publish_table
 
 # Of the manifests; shards have theirs beside what reads them.
 DENOISING_KIND, TRAINING_KIND = "raydenoise denoising", "raydenoise training"
@@ -72,6 +72,28 @@ def recorded(root: Place, manifest: dict[str, Any]) -> Iterator[None]:
         publish_json(root / MANIFEST, manifest)
 
 
+def read_manifest(root: Place, *, allowed: str) -> tuple[str, dict[str, Any]]:
+    """Read what a folder says it is: its kind, and the manifest; that of something else than a mapping is its type.
+
+    Args:
+        root: the folder.
+        allowed: which folders are, for the message.
+
+    Raises:
+        ValueError: it holds no manifest, or one that cannot be read.
+    """
+    path = root / MANIFEST
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{str(root)!r} holds no {MANIFEST}; allowed: {allowed}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}; allowed: {allowed}") from error
+    if not isinstance(content, dict):
+        return type(content).__name__, {}
+    return str(content.get("kind")), content
+
+
 def check_writable(root: Place) -> None:
     """Raise ValueError where an output folder cannot be made or written to; of a bucket, where it does not answer."""
     if isinstance(root, Remote):
@@ -109,7 +131,6 @@ class RowWriter:
         schema: of the rows.
         now: the time.
         name: that the names of the files begin with.
-        lone: whether a folder without rows gets one empty file, so that readers find the schema.
         allowed: called before a file is published; raises where it must not be.
     """
 
@@ -120,11 +141,10 @@ class RowWriter:
         schema: pa.Schema,
         now: float,
         name: str = "part",
-        lone: bool = True,
         allowed: Callable[[], None] = lambda: None,
     ) -> None:
         self._folder, self._schema, self._since, self._parts = folder, schema, now, 0
-        self._name, self._lone, self._allowed = name, lone, allowed
+        self._name, self._allowed = name, allowed
         self._pending: list[pa.Table] = []
         self._waiting = 0  # rows of these
 
@@ -138,19 +158,12 @@ class RowWriter:
     def flush(self, *, now: float) -> None:
         """Publish the rows that wait."""
         self._since = now
-        if not self._pending and (self._parts or not self._lone):
+        if not self._pending and self._parts:
             return
         table = pa.concat_tables(self._pending) if self._pending else self._schema.empty_table()
         self._allowed()
         publish_table(self._folder / f"{self._name}-{self._parts:05d}.parquet", table.cast(self._schema))
         self._pending, self._waiting, self._parts = [], 0, self._parts + 1
-
-
-def publish_table(path: Place, table: pa.Table) -> None:
-    """Publish a parquet file."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    publish(path, sink.getvalue().to_pybytes())
 
 
 def versions() -> dict[str, str]:

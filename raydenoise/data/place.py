@@ -46,11 +46,6 @@ class Remote:
         return self.path.rsplit("/", 1)[-1]
 
     @property
-    def parent(self) -> "Remote":
-        """The folder above; a bucket is its own."""
-        return Remote(self.scheme, self.path.rsplit("/", 1)[0])
-
-    @property
     def filesystem(self) -> fs.FileSystem:
         """The client, one a process and bucket."""
         return _filesystem(self.scheme, self.path.split("/", 1)[0])

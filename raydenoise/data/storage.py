@@ -151,6 +151,13 @@ def size(path: Place) -> int:
     return path.stat().st_size
 
 
+def publish_table(path: Place, table: pa.Table) -> None:
+    """Publish a parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    publish(path, sink.getvalue().to_pybytes())
+
+
 def publish_folder(folder: Path, target: Place) -> None:
     """Publish every file of a local folder under the same name."""
     for name in sorted(walk(folder)):

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raydenoise.pipelines.session import here
 
 LOOK_SECONDS = 0.5  # between two looks at how long pictures take
 GRACE_SECONDS = 30.0  # a process that could not look for so long beyond the timeout is stuck as a whole
@@ -89,8 +90,7 @@ def _is_up(node: str) -> bool:
 
 def start(limit: int) -> "ray.actor.ActorHandle":
     """Start the actor on the driver's machine, which the job needs anyway."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here()}
     return ray.remote(Attempts).options(**options).remote(limit)
 
 

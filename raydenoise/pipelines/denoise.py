@@ -77,15 +77,15 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
         ledger = settle(
             output, retry_failed=config.retry_failed, count=partial(totals.add, referenced=bool(config.reference))
         )
-        pending = pictures.pending(ledger)
-        plan = make_plan(config, images=max(1, pending))
+        left = pictures.without(ledger)
+        plan = make_plan(config, images=max(1, len(left)))
         manifest["tile"] = card.grid(config.tile).tile
         manifest["ray"] = {"address": address or "local", "plan": asdict(plan)}
         before = totals.images
         with recorded(output.root, manifest):
             try:
-                if pending:
-                    Job(config, output, files, card, plan, ledger, lease).run(pictures, totals)
+                if len(left):
+                    Job(config, output, files, card, plan, ledger, lease).run(left, totals)
             except ValueError as error:  # Ray's task errors take the type of their cause: no argument is to blame here
                 raise RuntimeError(str(error)) from error
             finally:
@@ -124,8 +124,7 @@ class Job:
         stages = Stages(
             config, self.output, attempts, shared, {"model": self.card.name, "model_sha256": self.card.sha256}
         )
-        sources = pictures.dataset(self.ledger, rows=plan.rows)
-        results = denoise(sources, files=self.files, stages=stages, plan=plan)
+        results = denoise(pictures.dataset(rows=plan.rows), files=self.files, stages=stages, plan=plan)
 
         writer = RowWriter(
             self.output.metrics,
@@ -137,7 +136,7 @@ class Job:
         gauges = Gauges()
         waiting = partial(waiting_for_nodes, cpus=plan.cpus, gpus=plan.gpus)
         begin, before = "starting Ray and the model", totals.images
-        total = before + pictures.pending(self.ledger)
+        total = before + len(pictures)
         with Display(total, doing="denoising", begin=begin, quiet=config.quiet, waiting=waiting) as display:
             try:
                 for rows in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):

@@ -5,6 +5,7 @@ One stage: an actor holds every model, so that a picture is read and noised once
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -194,12 +195,12 @@ def read_models(config: EvaluateConfig) -> Models:
             check_installed(given)
             read[given] = None
         else:
-            try:
-                with on_disk(given):
-                    pass
-            except ValueError as error:
-                raise ValueError(f"{error}; or a classical method: {', '.join(CLASSICAL)}") from error
-            read[given] = read_files(given)
+            with ExitStack() as stack:
+                try:
+                    path = stack.enter_context(on_disk(given))
+                except ValueError as error:
+                    raise ValueError(f"{error}; or a classical method: {', '.join(CLASSICAL)}") from error
+                read[given] = read_files(str(path))
     wanted = {given: given if model is None else model[1].name for given, model in read.items()}
     taken = [NOISY, *wanted.values()]
     models: Models = {}

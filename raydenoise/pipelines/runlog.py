@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tensorboardX import SummaryWriter
 
 from raydenoise.data import storage
@@ -46,9 +45,8 @@ class RunLog:
         """Write the rows that wait."""
         if not self._rows:
             return
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(self._rows, schema=TRAINING), sink, compression="zstd")
-        storage.publish(self._folder / f"step-{self._rows[-1]['step']:09d}.parquet", sink.getvalue().to_pybytes())
+        rows = pa.Table.from_pylist(self._rows, schema=TRAINING)
+        storage.publish_table(self._folder / f"step-{self._rows[-1]['step']:09d}.parquet", rows)
         self._rows = []
         self._publish_events()
 

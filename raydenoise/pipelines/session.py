@@ -229,16 +229,21 @@ def waiting_for_nodes(*, cpus: int, gpus: float = 0) -> str | None:
     return f"waiting for nodes: a process asks for {cpus} CPUs and {gpus:g} GPUs; no node that is up has them"
 
 
+def here() -> NodeAffinitySchedulingStrategy:
+    """Place an actor or a task on the driver's machine; else Ray would place it anywhere."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 def check_shared(files: Sequence[str]) -> None:
     """Check that local files of the job are the same ones on every machine of the cluster.
 
     Raises:
         ValueError: a machine has them not, or others.
     """
-    here, wanted = ray.get_runtime_context().get_node_id(), _looked_at(files)
+    driver, wanted = ray.get_runtime_context().get_node_id(), _looked_at(files)
     look = ray.remote(_looked_at)
     for node in ray.nodes():
-        if node["Alive"] and node["NodeID"] != here:
+        if node["Alive"] and node["NodeID"] != driver:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             found = ray.get(look.options(num_cpus=0, scheduling_strategy=there).remote(files))
             for file, mine, its in zip(files, wanted, found, strict=True):

@@ -1,7 +1,7 @@
 """What a denoising job reads: the files below INPUT, or the rows of a listing."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,12 +10,12 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 from ray.data.block import BlockMetadata
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydenoise.config import DenoiseConfig
 from raydenoise.data import inputs, listing
-from raydenoise.data.ledger import Ledger, among, digests
+from raydenoise.data.ledger import DIGEST, Ledger, among, digests
 from raydenoise.data.schema import SOURCES
+from raydenoise.pipelines.session import here
 
 
 class Pictures(Protocol):
@@ -26,11 +26,11 @@ class Pictures(Protocol):
     def first(self) -> str:
         """Path or address of one of them."""
 
-    def pending(self, ledger: Ledger) -> int:
-        """Count those that are not done."""
+    def without(self, ledger: Ledger) -> "Pictures":
+        """Those that are not done."""
 
-    def dataset(self, ledger: Ledger, *, rows: int) -> ray.data.Dataset:
-        """Those that are not done, as rows of `SOURCES`, about so many a block."""
+    def dataset(self, *, rows: int) -> ray.data.Dataset:
+        """Rows of `SOURCES`, about so many a block."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,13 @@ class Found:
         """Path or address of one of them."""
         return str(self.table["uri"][0].as_py())
 
-    def pending(self, ledger: Ledger) -> int:
-        """Count those that are not done."""
-        return len(ledger.pending(self.table))
-
-    def dataset(self, ledger: Ledger, *, rows: int) -> ray.data.Dataset:
+    def without(self, ledger: Ledger) -> "Found":
         """Those that are not done."""
-        pending = ledger.pending(self.table)
-        return ray.data.from_blocks([pending.slice(first, rows) for first in range(0, len(pending), rows)])
+        return Found(ledger.pending(self.table))
+
+    def dataset(self, *, rows: int) -> ray.data.Dataset:
+        """Rows of `SOURCES`, so many a block."""
+        return ray.data.from_blocks([self.table.slice(first, rows) for first in range(0, len(self), rows)])
 
 
 @dataclass(frozen=True)
@@ -61,23 +60,23 @@ class Listed:
     """The rows of a listing, read by one task on the driver's machine as they are needed."""
 
     listing: listing.Listing
+    done: NDArray[np.bytes_] = field(default_factory=lambda: np.empty(0, DIGEST))  # digests of keys to leave out
 
     def __len__(self) -> int:
-        return len(self.listing)
+        return int((~among(self.listing.keys, self.done)).sum())
 
     def first(self) -> str:
         """Path or address of one of them."""
         return str(next(self.listing.read())["uri"][0].as_py())
 
-    def pending(self, ledger: Ledger) -> int:
-        """Count those that are not done."""
-        return int((~among(self.listing.keys, ledger.done)).sum())
-
-    def dataset(self, ledger: Ledger, *, rows: int) -> ray.data.Dataset:
+    def without(self, ledger: Ledger) -> "Listed":
         """Those that are not done."""
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        source = _Rows(ray.put((self.listing, ledger.done)), rows)
-        return ray.data.read_datasource(source, ray_remote_args={"num_cpus": 0, "scheduling_strategy": here})
+        return Listed(self.listing, ledger.done)
+
+    def dataset(self, *, rows: int) -> ray.data.Dataset:
+        """Rows of `SOURCES`, about so many a block."""
+        source = _Rows(ray.put((self.listing, self.done)), rows)
+        return ray.data.read_datasource(source, ray_remote_args={"num_cpus": 0, "scheduling_strategy": here()})
 
 
 class _Rows(ray.data.Datasource):  # type: ignore[misc]  # Ray is not typed

@@ -230,7 +230,7 @@ class DenoiseActor:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Denoise rows of pickled `Work`: the GPU actor between decoding and encoding tasks."""
-        return pack(list(one_by_one(self._watch, list(unpack(batch)), self.denoise)))
+        return pack(list(one_by_one(self._watch, unpack(batch), self.denoise)))
 
 
 class FusedActor(DenoiseActor):

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 from ray.train.tensorflow import TensorflowTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydenoise.config import TrainConfig
 from raydenoise.data.manifest import TRAINING_KIND, recorded, versions
@@ -25,7 +24,7 @@ from raydenoise.pipelines.finish import finish
 from raydenoise.pipelines.group import Resources, Task, local_cpus, plan
 from raydenoise.pipelines.process import ModelFiles
 from raydenoise.pipelines.samples import Source
-from raydenoise.pipelines.session import cluster_address, session
+from raydenoise.pipelines.session import cluster_address, here, session
 from raydenoise.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -129,9 +128,8 @@ def fit(
     Raises:
         RuntimeError: it failed for good, or the loss became NaN.
     """
-    # Beside the driver: it must outlive every other node, and Ray would place it anywhere.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+    # Beside the driver: it must outlive every other node.
+    board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here()).remote()
     logging.getLogger("ray.train").setLevel(logging.INFO if config.verbose else logging.CRITICAL)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # 60 s are few on a busy machine
     validated = task.shards.rows("validation") > 0

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,14 @@ from markupsafe import Markup
 
 from raydenoise import __version__
 from raydenoise.config import ReportConfig
-from raydenoise.data.manifest import DENOISING_KIND, EVALUATION_KIND, MANIFEST, TRAINING_KIND, check_writable
+from raydenoise.data.manifest import (
+    DENOISING_KIND,
+    EVALUATION_KIND,
+    MANIFEST,
+    TRAINING_KIND,
+    check_writable,
+    read_manifest,
+)
 from raydenoise.data.shards import KIND as SHARDS_KIND
 from raydenoise.data.storage import publish
 from raydenoise.report import denoising, evaluation, plots, shards, training
@@ -60,17 +66,10 @@ def recognise(root: Path) -> tuple[str, dict[str, Any]]:
     """
     if not root.is_dir():
         raise ValueError(f"{str(root)!r} is no folder; allowed: {ALLOWED}")
-    path = root / MANIFEST
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ValueError(f"{str(root)!r} holds no {MANIFEST}; allowed: {ALLOWED}") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}; allowed: {ALLOWED}") from error
-    kind = str(content.get("kind") if isinstance(content, dict) else type(content).__name__)
+    kind, manifest = read_manifest(root, allowed=ALLOWED)
     if kind not in KINDS:
-        raise ValueError(f"{path} is of {kind!r}; allowed: {', '.join(map(repr, KINDS))}")
-    return kind, dict(content)
+        raise ValueError(f"{root / MANIFEST} is of {kind!r}; allowed: {', '.join(map(repr, KINDS))}")
+    return kind, manifest
 
 
 def render(page: Page) -> str:

@@ -1,6 +1,5 @@
 """How far a denoising job is, from its folder alone: from another terminal, or another machine."""
 
-import json
 from datetime import datetime
 from typing import Any
 
@@ -10,7 +9,7 @@ from rich.text import Text
 
 from raydenoise.config import StatusConfig
 from raydenoise.data.lease import is_alive, newest
-from raydenoise.data.manifest import DENOISING_KIND, Output
+from raydenoise.data.manifest import DENOISING_KIND, MANIFEST, Output, read_manifest
 from raydenoise.data.place import Place, place
 from raydenoise.data.schema import METRICS
 from raydenoise.report.query import Rows
@@ -59,17 +58,10 @@ def run(config: StatusConfig) -> dict[str, Any]:
 
 
 def _manifest(root: Place) -> dict[str, Any]:
-    path = Output(root).manifest
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ValueError(f"{str(root)!r} holds no {path.name}; allowed: the OUT of raydenoise denoise") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    kind = content.get("kind") if isinstance(content, dict) else type(content).__name__
-    if kind != DENOISING_KIND or "pictures" not in content:
-        raise ValueError(f"{path} is of {kind!r}; allowed: {DENOISING_KIND!r} of this version")
-    return dict(content)
+    kind, manifest = read_manifest(root, allowed="the OUT of raydenoise denoise")
+    if kind != DENOISING_KIND or "pictures" not in manifest:
+        raise ValueError(f"{root / MANIFEST} is of {kind!r}; allowed: {DENOISING_KIND!r} of this version")
+    return manifest
 
 
 def _state(root: Place, recorded: str) -> str:

@@ -25,13 +25,11 @@ import boto3
 import numpy as np
 import PIL.Image
 import psutil
-import pyarrow as pa
 import ray
 from moto.server import ThreadedMotoServer
 from ray.cluster_utils import Cluster
 
 from raydenoise.data import storage
-from raydenoise.data.ledger import read_table
 from raydenoise.data.manifest import Output
 from raydenoise.data.place import Place, place
 
@@ -188,8 +186,7 @@ def compare(calm: Place, out: Place) -> dict[str, int]:
 
 def rows(root: Place) -> list[dict[str, Any]]:
     """The committed rows of a run."""
-    metrics = Output(root).metrics
-    return pa.concat_tables([read_table(metrics / name) for name in storage.names(metrics)]).to_pylist()
+    return storage.read_parquet(Output(root).metrics).to_pylist()
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import PIL.ImageCms
 import tifffile
 
 from raydenoise.core.image import Image, ImageError, decode, encode
+from tests.core.png import chunk, png
 
 MAX_PIXELS = 4_000_000
 MOST_SECONDS = 5.0  # of processor time; an honest picture of MAX_PIXELS takes 0.3 s
@@ -88,7 +89,7 @@ def _seeds() -> dict[str, Callable[[], bytes]]:
         "png palette": lambda: _pillow(palette, "PNG", transparency=2),
         "png rgba": lambda: _pillow(rgba, "PNG"),
         "png bits": lambda: _pillow(PIL.Image.fromarray(grey > 60), "PNG"),
-        "png interlaced": lambda: _interlaced(rgb),
+        "png interlaced": lambda: png(rgb, colour=2, interlaced=True),
         "tiff": lambda: _pillow(rgb, "TIFF", **meta),
         "tiff ours": lambda: encode(Image(deep, None, "tiff", icc=icc, exif=_exif()[6:]), format="tiff"),
         "tiff lzw": lambda: _tiff(rgb, compression="lzw", predictor=True, rowsperstrip=5),
@@ -115,24 +116,6 @@ def _seeds() -> dict[str, Callable[[], bytes]]:
     }
 
 
-def _interlaced(rgb: np.ndarray) -> bytes:
-    """An Adam7 PNG: the seven passes one behind the other, without filters."""
-    raw = b""
-    for x, y, dx, dy in (
-        (0, 0, 8, 8),
-        (4, 0, 8, 8),
-        (0, 4, 4, 8),
-        (2, 0, 4, 4),
-        (0, 2, 2, 4),
-        (1, 0, 2, 2),
-        (0, 1, 1, 2),
-    ):
-        raw += b"".join(b"\0" + row.tobytes() for row in rgb[y::dy, x::dx])
-    header = struct.pack(">IIBBBBB", rgb.shape[1], rgb.shape[0], 8, 2, 0, 0, 1)
-    parts = (b"IHDR", header), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, body) for name, body in parts)
-
-
 def _rle_bmp(grey: np.ndarray) -> bytes:
     """A run-length coded BMP of 8 bits (BI_RLE8): runs of one."""
     height, width = grey.shape
@@ -149,10 +132,6 @@ def _rle_bmp(grey: np.ndarray) -> bytes:
 def seeds() -> dict[str, bytes]:
     """The undamaged files, by name; the first word of a name is the format."""
     return {name: make() for name, make in _seeds().items()}
-
-
-def _chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
 def mutated(index: int, *, seed: int = 0) -> tuple[str, bytes]:
@@ -240,7 +219,7 @@ def _damaged_png(data: bytes, rng: np.random.Generator) -> bytes:
         parts += [b"IDAT" + zlib.compress(raw), b"IEND"]
     else:
         parts = _damaged_part(parts, rng)
-    return data[:8] + b"".join(_chunk(part[:4], part[4:]) for part in parts)
+    return data[:8] + b"".join(chunk(part[:4], part[4:]) for part in parts)
 
 
 def _damaged_jpeg(data: bytes, rng: np.random.Generator) -> bytes:

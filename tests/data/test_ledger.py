@@ -9,7 +9,7 @@ import pytest
 
 from raydenoise.data import storage
 from raydenoise.data.ledger import Ledger, check_same, clear, digests, settle
-from raydenoise.data.manifest import DENOISING_KIND, Output, publish_table
+from raydenoise.data.manifest import DENOISING_KIND, Output
 from raydenoise.data.place import place
 from raydenoise.data.schema import SOURCES, metrics_table
 
@@ -28,8 +28,8 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> Output:
         {"key": "sub/b ü.png", "status": "error", "error_type": "empty", "precision": None},
         {"key": "gone.png", "status": "ok", "output_uri": str(out.images / "gone.png"), "precision": "bfloat16"},
     ]
-    publish_table(out.metrics / "part-00001-00000.parquet", metrics_table(rows[:2]))
-    publish_table(out.metrics / "part-00001-00001.parquet", metrics_table(rows[2:]))
+    storage.publish_table(out.metrics / "part-00001-00000.parquet", metrics_table(rows[:2]))
+    storage.publish_table(out.metrics / "part-00001-00001.parquet", metrics_table(rows[2:]))
     storage.publish(out.images / "a.png", b"a")
     storage.publish(out.scratch / ".x.partial", b"half")
     return out

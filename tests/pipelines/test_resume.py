@@ -22,7 +22,6 @@ import pytest
 
 from raydenoise.core.image import decode
 from raydenoise.data import storage
-from raydenoise.data.ledger import read_table
 from raydenoise.data.manifest import Output
 from raydenoise.data.place import Place, place
 from raydenoise.model.denoiser import Denoiser
@@ -45,8 +44,7 @@ def run(*arguments: object, timeout: float = 280) -> subprocess.CompletedProcess
 
 def rows(root: Place) -> dict[str, dict]:
     """The metrics of OUT by key; each key once."""
-    out = Output(root)
-    table = pa.concat_tables([read_table(out.metrics / name) for name in storage.names(out.metrics)])
+    table = storage.read_parquet(Output(root).metrics)
     found = {row["key"]: row for row in table.to_pylist()}
     assert len(found) == len(table), "one row per picture"
     return found
