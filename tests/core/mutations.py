@@ -71,6 +71,7 @@ def _seeds() -> dict[str, Callable[[], bytes]]:
     palette = PIL.Image.fromarray(rgb).quantize(16)
     cmyk = PIL.Image.fromarray(rgb).convert("CMYK")
     icc = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
+    icc = icc[:24] + bytes(12) + icc[36:]  # not the time of its making: a number stands for the same file, always
     meta = {"exif": _exif(), "icc_profile": icc}
 
     def pages(name: str) -> bytes:
