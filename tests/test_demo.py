@@ -33,7 +33,8 @@ for block in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(block, names)
     outputs.append(printed.getvalue())
-print(json.dumps({"status": status, "said": said.getvalue(), "outputs": outputs}))
+result = {"status": status, "said": said.getvalue(), "outputs": outputs}
+Path(sys.argv[3]).write_text(json.dumps(result))  # on stdout Ray's own warnings may come behind it
 """
 
 
@@ -66,7 +67,7 @@ def made(folder: Path, size: str, *, seconds: float) -> Demo:
     """Run the demo and the page's blocks in a folder, for so many seconds at most."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps([code for code, _ in blocks()]), size],
+        [sys.executable, "-c", DRIVER, json.dumps([code for code, _ in blocks()]), size, "result.json"],
         cwd=folder,
         env={**environment, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -75,7 +76,7 @@ def made(folder: Path, size: str, *, seconds: float) -> Demo:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return Demo(folder, **json.loads(done.stdout.splitlines()[-1]))
+    return Demo(folder, **json.loads((folder / "result.json").read_text()))
 
 
 def test_the_demo_leaves_what_the_readme_lists(demo: Demo) -> None:
