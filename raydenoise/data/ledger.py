@@ -81,14 +81,24 @@ def check_same(output: Output, manifest: dict[str, Any]) -> None:
         raise ValueError(f"output {str(output.root)!r} holds a {kind!r}; allowed: another folder")
     pairs = {name: (before["config"].get(name), manifest["config"][name]) for name in DECIDING}
     pairs["model"] = (before["model"]["sha256"], manifest["model"]["sha256"])
-    if manifest["config"]["precision"] != "auto" and before["config"]["precision"] != "auto":
-        pairs["precision"] = (before["config"]["precision"], manifest["config"]["precision"])
+    computed, precision = computed_in(output), manifest["config"]["precision"]
+    if computed and precision != "auto":
+        pairs["precision"] = (computed, precision)
     changed = [f"{name} was {old!r} and is {new!r}" for name, (old, new) in pairs.items() if old != new]
     if changed:
         raise ValueError(
             f"output {str(output.root)!r} holds a run with other settings: {'; '.join(changed)}; allowed: the same "
             "settings, another folder, or --overwrite, which removes that run"
         )
+
+
+def computed_in(output: Output) -> str | None:
+    """The precision of the network that made the committed rows; None where none was denoised yet."""
+    for name in storage.names(output.metrics):
+        found = storage.open_parquet(output.metrics / name).read(["precision"])["precision"].drop_null()
+        if len(found):
+            return str(found[0])
+    return None
 
 
 def clear(output: Output) -> None:
@@ -107,9 +117,9 @@ def settle(output: Output, *, retry_failed: bool, count: Callable[[pa.Table], No
         count: gets the rows that stay, a table at a time.
     """
     storage.remove(output.scratch)
+    precision = computed_in(output)  # before rows go
     written = np.sort(digests(storage.walk(output.images)))
     seen: list[NDArray[np.bytes_]] = []
-    precisions: set[str] = set()
     for name in storage.names(output.metrics):
         path = output.metrics / name
         rows = storage.open_parquet(path).read().cast(METRICS)
@@ -117,10 +127,9 @@ def settle(output: Output, *, retry_failed: bool, count: Callable[[pa.Table], No
         if len(kept) < len(rows):
             storage.publish_table(path, kept)
         seen.append(digests(kept["key"].to_pylist()))
-        precisions |= {value for value in kept["precision"].to_pylist() if value}
         count(kept)
     done = np.sort(np.concatenate([np.empty(0, DIGEST), *seen]))
-    return Ledger(done, next(iter(sorted(precisions)), None))
+    return Ledger(done, precision)
 
 
 def _stands(rows: pa.Table, written: NDArray[np.bytes_], *, images: Place, retry_failed: bool) -> NDArray[np.bool_]:

@@ -112,6 +112,14 @@ def test_another_setting_is_refused_with_what_it_was(tmp_path: Path, change: dic
         check_same(Output(tmp_path), manifest(**change))
 
 
+def test_the_precision_of_the_rows_stays(output: Output) -> None:
+    storage.publish_json(output.manifest, manifest())
+    check_same(output, manifest(precision="auto"))
+    check_same(output, manifest(precision="bfloat16"))  # what auto became
+    with pytest.raises(ValueError, match="other settings: precision was 'bfloat16' and is 'float32'; allowed: "):
+        check_same(output, manifest(precision="float32"))
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     with pytest.raises(ValueError, match=r"already holds something \(images\) and no manifest of a run; allowed: "):
