@@ -138,10 +138,12 @@ def _two_convs(x: Any, width: int) -> Any:
 def resunet(*, filters: Sequence[int] = (48, 128), depth: int = 2, channels: int = 3) -> Network:
     """The default: a residual U-Net on space-to-depth pixels, with a noise map: 121 kMAC per pixel, 1.4 M parameters.
 
-    Picture + sigma plane -> space-to-depth 2 -> conv 3x3 -> `depth` residual blocks per level on the way down and up,
-    2 * `depth` at the bottom, 2x2 stride-2 convolutions between levels, skips added -> conv 3x3 (zero at the start, so
-    that training begins at the identity) -> depth-to-space 2 -> + picture. No bias: the network is nearly
-    scale-equivariant (Mohan et al., "Robust and interpretable blind image denoising via bias-free CNNs", 2020).
+    Picture around 0 + sigma plane -> space-to-depth 2 -> conv 3x3 -> `depth` residual blocks per level on the way down
+    and up, 2 * `depth` at the bottom, 2x2 stride-2 convolutions between levels, skips added -> conv 3x3 (zero at the
+    start, so that training begins at the identity) -> depth-to-space 2 -> + picture. No bias, no normalisation.
+
+    Values of 0 to 1 would make all features follow the brightness, and a ReLU then fires everywhere or nowhere; where
+    it is nowhere, it never comes back. Around 0 the network learns faster (docs/experiments.md).
 
     Raises:
         ValueError: fewer than one level, or depth below 1.
@@ -150,7 +152,8 @@ def resunet(*, filters: Sequence[int] = (48, 128), depth: int = 2, channels: int
         raise ValueError(f"filters are {tuple(filters)}, depth is {depth}; allowed: one level or more, depth 1 or more")
     inputs = keras.Input((None, None, channels + 1))
     picture = Planes(channels, name="picture")(inputs)
-    x = keras.ops.nn.space_to_depth(inputs, 2)
+    x = layers.Rescaling(1.0, offset=[-0.5] * channels + [0.0], dtype="float32")(inputs)
+    x = keras.ops.nn.space_to_depth(x, 2)
     x = _conv3(filters[0])(x)
     skips = []
     for width in filters[1:]:
@@ -177,7 +180,7 @@ def resunet(*, filters: Sequence[int] = (48, 128), depth: int = 2, channels: int
     return Network(model, radius=radius, alignment=2 ** len(filters), noise_map=True)
 
 
-def _conv3(width: int, *, kernel_initializer: str = "glorot_uniform") -> layers.Layer:
+def _conv3(width: int, *, kernel_initializer: Any = "glorot_uniform") -> layers.Layer:
     # Glorot: the sums of the residual blocks begin at a spread of 1; with He initialisation it is 25.
     return layers.Conv2D(width, 3, padding="same", use_bias=False, kernel_initializer=kernel_initializer)
 
@@ -186,7 +189,9 @@ def _blocks(x: Any, count: int) -> Any:
     width = x.shape[-1]
     for _ in range(count):
         inner = _conv3(width)(x)
-        inner = _conv3(width)(layers.ReLU()(inner))
+        # A tenth of Glorot's: a block begins near the identity, and its ReLUs live through the first steps.
+        faint = keras.initializers.VarianceScaling(0.01, mode="fan_avg", distribution="uniform")
+        inner = _conv3(width, kernel_initializer=faint)(layers.ReLU()(inner))
         x = layers.Add()([x, inner])
     return x
 

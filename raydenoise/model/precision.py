@@ -54,7 +54,8 @@ def _compute_capability() -> float | None:
 def with_precision(model: keras.Model, precision: Precision) -> keras.Model:
     """Rebuild a network to compute in another format; weights, inputs and outputs stay float32.
 
-    The last layers, those that make the outputs, stay float32 so that a residual is added at full precision.
+    The last layers, those that make the outputs, stay float32 so that a residual is added at full precision, and
+    `Rescaling`, so that a picture is centred before it is rounded.
     """
     return rebuilt(model, precision=precision)
 
@@ -82,7 +83,8 @@ def rebuilt(
                 shape = inner.get("batch_shape") or inner.get("batch_input_shape")
                 inner["batch_shape"] = (None, size, size, shape[-1])
         elif "dtype" in inner:
-            name = "float32" if inner["name"] in outputs else _POLICY[precision]
+            exact = inner["name"] in outputs or layer["class_name"] == "Rescaling"
+            name = "float32" if exact else _POLICY[precision]
             inner["dtype"] = {"module": "keras", "class_name": "DTypePolicy", "config": {"name": name}}
     if (free_size or size) and "build_input_shape" in config:
         config["build_input_shape"] = (None, size, size, config["build_input_shape"][-1])

@@ -37,6 +37,7 @@ from raydenoise.training.batches import (
     training_pair,
     validation_pairs,
 )
+from raydenoise.training.dormant import recycle
 from raydenoise.training.recipe import Recipe
 from raydenoise.training.step import LocalEngine
 
@@ -44,6 +45,8 @@ Picture = NDArray[np.uint8]
 
 HELD_OUT = 20  # every 20th picture validates
 SHRINK_RANGE = (0.5, 0.75)  # of --shrunk: removes most of the blocks of an ordinary JPEG
+RECYCLED = 0.7  # of the steps: until then units that never fire begin afresh at each checkpoint
+SEEN = 16  # held-out pictures on which they must fire
 VALIDATION_SIDE = 192  # pixels: more than three times the default network's receptive radius
 
 
@@ -134,6 +137,7 @@ def fit(
     engine = LocalEngine(network, recipe)
     inputs, channels = engine.model.input_shape[-1], engine.model.output_shape[-1]
     held_out = [validation_pairs(sample, inputs=inputs, channels=channels) for sample in _centres(validation)]
+    seen = np.stack([levels[len(levels) // 2][0] for levels in held_out[:SEEN]])
     facts = state.load(folder, engine) if (folder / state.FILE).exists() else state.Facts()
     log = RunLog(folder, first=facts.step)
 
@@ -152,6 +156,9 @@ def fit(
             psnr = loop.psnr_metrics(found.tolist())
         log.add(progress, psnr)
         if progress.checkpoint:
+            if progress.step <= RECYCLED * recipe.steps:
+                begun = recycle(engine.model, seen, seed=progress.step)
+                print(f"step {progress.step}: {begun} units that never fired begin afresh")
             log.publish()
             state.save(folder, engine, state.Facts(progress.step, progress.seconds, psnr))
             shown = ", ".join(f"{name} {value:.2f}" for name, value in psnr.items())

@@ -133,8 +133,7 @@ class Chaos:
                 while process.poll() is None and time.monotonic() < due:
                     time.sleep(0.1)
                 if process.poll() is None and left:
-                    self._kill(kinds[kills - left], process)
-                    left -= 1
+                    left -= self._kill(kinds[kills - left], process)
             if process.returncode == 0 and not left:
                 return time.monotonic() - began
             if process.returncode == 0:
@@ -142,7 +141,8 @@ class Chaos:
             if process.returncode != -9:
                 raise SystemExit(f"the job broke with {process.returncode}")
 
-    def _kill(self, kind: str, driver: subprocess.Popen[bytes]) -> None:
+    def _kill(self, kind: str, driver: subprocess.Popen[bytes]) -> bool:
+        """Kill one; False where there is none of its kind now."""
         if kind == "driver":
             driver.kill()
             driver.wait()
@@ -152,9 +152,10 @@ class Chaos:
         else:
             named = [p for p in psutil.process_iter() if self._is(kind, p)]
             if not named:
-                return
+                return False
             self._rng.choice(named).kill()
         self.counts[kind] += 1
+        return True
 
     def _is(self, kind: str, process: psutil.Process) -> bool:
         try:
