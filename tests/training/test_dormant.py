@@ -1,0 +1,74 @@
+"""Units that never fire are found, and begin afresh without changing what the network does."""
+
+import keras
+import numpy as np
+import pytest
+
+from raydenoise.model import networks
+from raydenoise.training.dormant import dormant, hidden, recycle
+from raydenoise.training.objective import loss, optimizer
+from raydenoise.training.recipe import Recipe
+
+RNG = np.random.default_rng(3)
+NOISY = RNG.random((2, 24, 32, 4), np.float32)
+DEAD = [1, 4, 5]
+
+
+@pytest.fixture
+def model() -> keras.Model:
+    """A small default network, trained for nothing, with three units of its third hidden layer switched off."""
+    model = networks.build("resunet", filters=(6, 8), depth=1).model
+    for weights in model.trainable_weights:
+        weights.assign(RNG.normal(0, 0.1, weights.shape))
+    entry = hidden(model)[2]
+    kernel = keras.ops.convert_to_numpy(entry.before.kernel).copy()
+    kernel[..., DEAD] = 0
+    entry.before.kernel.assign(kernel)
+    return model
+
+
+def numbers(model: keras.Model) -> list[list[int]]:
+    return [units.tolist() for _, units in dormant(model, NOISY)]
+
+
+def test_units_that_never_fire_are_found(model: keras.Model) -> None:
+    assert len(hidden(model)) == 4
+    assert numbers(model) == [[], [], DEAD, []]
+
+
+def test_they_begin_afresh_and_the_network_does_what_it_did(model: keras.Model) -> None:
+    before = model.predict_on_batch(NOISY)
+    kept = [keras.ops.convert_to_numpy(weights).copy() for weights in model.trainable_weights]
+    assert recycle(model, NOISY, seed=0) == len(DEAD)
+    np.testing.assert_allclose(model.predict_on_batch(NOISY), before, atol=1e-6)
+    entry = hidden(model)[2]
+    changed = [
+        weights.path
+        for weights, old in zip(model.trainable_weights, kept, strict=True)
+        if not np.array_equal(keras.ops.convert_to_numpy(weights), old)
+    ]
+    assert changed == [entry.before.kernel.path, entry.after.kernel.path]
+    alive = [unit for unit in range(8) if unit not in DEAD]
+    index = [weights.path for weights in model.trainable_weights].index(entry.before.kernel.path)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(entry.before.kernel)[..., alive], kept[index][..., alive])
+
+
+def test_what_began_afresh_learns(model: keras.Model) -> None:
+    recycle(model, NOISY, seed=1)
+    recycle(model, NOISY, seed=2)  # half of all fresh units may be cut off again
+    assert len(numbers(model)[2]) < len(DEAD)
+    unit = next(unit for unit in DEAD if unit not in numbers(model)[2])
+    reader = hidden(model)[2].after.kernel
+    assert not np.any(keras.ops.convert_to_numpy(reader)[:, :, unit])
+    recipe = Recipe()
+    model.compile(optimizer=optimizer(recipe), loss=loss(recipe))
+    model.train_on_batch(NOISY, NOISY[..., :3])
+    model.train_on_batch(NOISY, NOISY[..., :3])  # the first step's rate is zero
+    assert np.any(keras.ops.convert_to_numpy(reader)[:, :, unit])
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "dncnn"])
+def test_other_networks_are_left_alone(name: str) -> None:
+    model = networks.build(name, **({"depth": 3, "filters": 4} if name == "dncnn" else {})).model
+    size = model.input_shape[1] or 16
+    assert recycle(model, np.zeros((1, size, size, 3), np.float32), seed=0) == 0
