@@ -138,7 +138,16 @@ def fit(
     inputs, channels = engine.model.input_shape[-1], engine.model.output_shape[-1]
     held_out = [validation_pairs(sample, inputs=inputs, channels=channels) for sample in _centres(validation)]
     seen = np.stack([levels[len(levels) // 2][0] for levels in held_out[:SEEN]])
-    facts = state.load(folder, engine) if (folder / state.FILE).exists() else state.Facts()
+
+    def renew(step: int) -> None:
+        if step <= RECYCLED * recipe.steps:
+            print(f"step {step}: {recycle(engine.model, seen, seed=step)} units that never fired begin afresh")
+
+    if (folder / state.FILE).exists():
+        facts = state.load(folder, engine)
+    else:
+        facts = state.Facts()
+        renew(facts.step)
     log = RunLog(folder, first=facts.step)
 
     def batches() -> Iterator[Batch]:
@@ -156,9 +165,7 @@ def fit(
             psnr = loop.psnr_metrics(found.tolist())
         log.add(progress, psnr)
         if progress.checkpoint:
-            if progress.step <= RECYCLED * recipe.steps:
-                begun = recycle(engine.model, seen, seed=progress.step)
-                print(f"step {progress.step}: {begun} units that never fired begin afresh")
+            renew(progress.step)
             log.publish()
             state.save(folder, engine, state.Facts(progress.step, progress.seconds, psnr))
             shown = ", ".join(f"{name} {value:.2f}" for name, value in psnr.items())
