@@ -245,7 +245,10 @@ def check_shared(files: Sequence[str]) -> None:
     for node in ray.nodes():
         if node["Alive"] and node["NodeID"] != driver:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            found = ray.get(look.options(num_cpus=0, scheduling_strategy=there).remote(files))
+            try:
+                found = ray.get(look.options(num_cpus=0, scheduling_strategy=there).remote(files))
+            except ray.exceptions.RayError:  # it has gone meanwhile; every process that comes looks for itself
+                continue
             for file, mine, its in zip(files, wanted, found, strict=True):
                 if its != mine:
                     raise ValueError(

@@ -139,7 +139,7 @@ class Chaos:
             if process.returncode == 0:
                 raise SystemExit(f"the job ended before {left} kills: more --images")
             if process.returncode != -9:
-                raise SystemExit(f"the job broke with {process.returncode}")
+                raise SystemExit(f"the job broke with {process.returncode} after {self.counts}")
 
     def _kill(self, kind: str, driver: subprocess.Popen[bytes]) -> bool:
         """Kill one; False where there is none of its kind now."""
@@ -162,7 +162,7 @@ class Chaos:
             name = " ".join(process.cmdline())
         except psutil.Error:
             return False
-        if not name.startswith("ray::"):
+        if not name.startswith("ray::") or "Agent" in name:  # without its agents a raylet ends: that is a node
             return False
         return ("FusedActor" in name) == (kind == "actor")
 
