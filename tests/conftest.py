@@ -1,5 +1,9 @@
+import json
 import logging
 import os
+import subprocess
+import sys
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,8 +81,6 @@ def s3_endpoint() -> Iterator[str]:
 @pytest.fixture
 def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A fresh bucket, which this process and those that it starts reach by their environment."""
-    from raydenoise.data import place
-
     for name, value in {
         "AWS_ENDPOINT_URL": s3_endpoint,
         "AWS_ACCESS_KEY_ID": "an-access-key",
@@ -87,8 +89,39 @@ def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
         "NO_PROXY": "127.0.0.1",
     }.items():
         monkeypatch.setenv(name, value)
-    place._filesystem.cache_clear()
-    place._store.cache_clear()
+    forget_clients()
     name = f"bucket-{uuid.uuid4().hex[:8]}"
     boto3.client("s3").create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def gs_endpoint() -> Iterator[str]:
+    """A Google Cloud Storage endpoint on loopback."""
+    command = [sys.executable, str(Path(__file__).with_name("gcs_server.py"))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+        server.kill()
+
+
+@pytest.fixture
+def gs_bucket(gs_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same of Google's kind."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gs_endpoint)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    forget_clients()
+    name = f"bucket-{uuid.uuid4().hex[:8]}"
+    body = json.dumps({"name": name}).encode()
+    urllib.request.urlopen(
+        urllib.request.Request(f"{gs_endpoint}/storage/v1/b", body, {"Content-Type": "application/json"})
+    ).close()
+    return f"gs://{name}"
+
+
+def forget_clients() -> None:
+    """Let the clients of buckets be made anew, from the environment as it is now."""
+    from raydenoise.data import clients
+
+    for made in (clients.filesystem, clients.store, clients.region):
+        made.cache_clear()

@@ -198,7 +198,7 @@ def admit(head: bytes, size: int, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> No
     """Refuse a file by its beginning and its size, before it is read whole: a video is no picture.
 
     Args:
-        head: its first `HEAD_BYTES` bytes.
+        head: its first `HEAD_BYTES` bytes or more.
         size: bytes in all.
         max_pixels: a file of more than four 16-bit samples for each of them, and 64 MiB besides, is refused.
 

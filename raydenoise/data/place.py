@@ -1,22 +1,21 @@
 """Where a file or folder is: on a disk, or in a bucket. A `Remote` has the names of `pathlib.Path` that we use."""
 
-import os
-from collections.abc import Iterator
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import obstore
-import obstore.store
 import pyarrow as pa
-from obstore.exceptions import AlreadyExistsError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from pyarrow import fs
 
+from raydenoise.data import clients
+
 SCHEMES = ("s3", "gs")
-ATTEMPTS = 10  # of a request to an object store, with growing pauses: minutes of trouble cost time only
-PATIENCE = timedelta(minutes=3)  # the same for Google's client, which counts time
+FIRST = 1 << 20  # bytes of a picture in the first request: most pictures whole, and little of what is none
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Remote:
     @property
     def filesystem(self) -> fs.FileSystem:
         """The client, one a process and bucket."""
-        return _filesystem(self.scheme, self.path.split("/", 1)[0])
+        return clients.filesystem(self.scheme, self.path.split("/", 1)[0])
 
     def _type(self) -> fs.FileType:
         return self.filesystem.get_file_info(self.path).type
@@ -72,7 +71,7 @@ class Remote:
                 yield Remote(self.scheme, info.path)
 
     def open(self) -> pa.NativeFile:
-        """Open it for reading.
+        """Open it for reading here and there.
 
         Raises:
             FileNotFoundError: there is none.
@@ -80,9 +79,65 @@ class Remote:
         return self.filesystem.open_input_file(self.path)
 
     def read_bytes(self) -> bytes:
-        """Read it whole."""
+        """Read it whole.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        got = self._get()
+        if got is not None:
+            with _as_oserror(self):
+                return bytes(got.bytes())
         with self.open() as stream:
             return bytes(stream.read())
+
+    def read_admitted(self, admit: Callable[[bytes, int], None]) -> bytes:
+        """Read it whole, unless `admit` raises about its first bytes and its size: one request, two beyond `FIRST`.
+
+        Raises:
+            FileNotFoundError: there is none.
+            OSError: it cannot be read, or was replaced meanwhile.
+        """
+        got = self._get({"range": (0, FIRST)})
+        if got is None:
+            with self.open() as stream:
+                size, head = stream.size(), stream.read(FIRST)
+                admit(head, size)
+                return bytes(head + stream.read())
+        with _as_oserror(self):
+            head, size = bytes(got.bytes()), got.meta["size"]
+        admit(head, size)
+        if size <= len(head):
+            return head
+        with _as_oserror(self):
+            rest = obstore.get(*self._named, options={"range": (len(head), size), "if_match": got.meta["e_tag"]})
+            return b"".join((head, rest.bytes()))
+
+    def _get(self, options: Any = None) -> Any:
+        """Ask obstore for it.
+
+        Returns:
+            The answer; None where pyarrow is to be asked: for credentials or a key (one with control characters) that
+            obstore does not know, and an empty object, which has no range.
+        """
+        if self.scheme == "s3" and clients.has_profile():
+            return None
+        try:
+            store, key = self._named
+            with _as_oserror(self):
+                return obstore.get(store, key, options=options)
+        except (BaseError, ValueError):
+            return None
+        except OSError as error:
+            if " status code: 416 " in str(error):
+                return None
+            raise
+
+    @property
+    def _named(self) -> tuple[Any, str]:
+        """Its bucket's client and its key, for obstore."""
+        bucket, key = self.path.split("/", 1)
+        return clients.store(self.scheme, bucket), key
 
     def write_bytes(self, data: Any) -> None:
         """Write it: readers see the old object or the whole new one."""
@@ -94,12 +149,10 @@ class Remote:
 
         Raises:
             FileExistsError: it is there.
+            OSError: it cannot be written.
         """
-        bucket, key = self.path.split("/", 1)
-        try:
-            obstore.put(_store(self.scheme, bucket), key, data, mode="create")
-        except AlreadyExistsError as error:
-            raise FileExistsError(str(self)) from error
+        with _as_oserror(self):
+            obstore.put(*self._named, data, mode="create")
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove the object."""
@@ -132,33 +185,15 @@ def place(text: str | Path, *, argument: str = "path") -> Place:
     return Remote(scheme, path)
 
 
-def endpoint() -> str | None:
-    """The S3 endpoint that the environment names, as AWS' own tools read it; None for Amazon's."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-
-
-@cache
-def _filesystem(scheme: str, bucket: str) -> fs.FileSystem:
-    if scheme == "gs":
-        return fs.GcsFileSystem(retry_time_limit=PATIENCE)
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    url = endpoint()
-    if region is None and url is None:
-        region = fs.resolve_s3_region(bucket)
-    return fs.S3FileSystem(
-        endpoint_override=url,
-        region=region,
-        allow_delayed_open=True,  # a small object is one request, not three
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
-    )
-
-
-@cache
-def _store(scheme: str, bucket: str) -> Any:
-    """The client for what pyarrow lacks: a conditional write."""
-    if scheme == "gs":
-        return obstore.store.GCSStore(bucket)
-    url = endpoint()
-    if url is None:
-        return obstore.store.S3Store(bucket)
-    return obstore.store.S3Store(bucket, endpoint=url, client_options={"allow_http": url.startswith("http://")})
+@contextmanager
+def _as_oserror(remote: Remote) -> Iterator[None]:
+    """Raise what obstore says about an object as an OSError, without the debugging text below its first line."""
+    try:
+        yield
+    except AlreadyExistsError as error:
+        raise FileExistsError(str(remote)) from error
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, "no such object", str(remote)) from None
+    except BaseError as error:
+        first = str(error).partition("\n")[0].strip()
+        raise OSError(f"{remote}: {first}") from error

@@ -6,6 +6,8 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +38,7 @@ def read_picture(uri: str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
     """
     source = place(uri)
     if isinstance(source, Remote):
-        with source.open() as stream:
-            size, head = stream.size(), stream.read(HEAD_BYTES)
-            admit(head, size, max_pixels=max_pixels)
-            return bytes(head + stream.read())
+        return source.read_admitted(partial(admit, max_pixels=max_pixels))
     with open(uri, "rb", opener=_open_now) as file:  # pathlib takes no opener
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
@@ -120,7 +119,8 @@ def remove(path: Place) -> None:
     """Remove a file or a folder with all in it; one that is not there is removed already."""
     if isinstance(path, Remote):
         if path.is_dir():
-            path.filesystem.delete_dir(path.path)
+            with suppress(FileNotFoundError):  # Google: all below is gone, and no object stands for the folder itself
+                path.filesystem.delete_dir(path.path)
         path.unlink(missing_ok=True)
     elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

@@ -19,10 +19,12 @@ CONFIG = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=["disk", "bucket"])
+@pytest.fixture(params=["disk", "bucket", "gs_bucket"])
 def output(request: pytest.FixtureRequest, tmp_path: Path) -> Output:
     """An OUT with three rows in two files: a picture, a failure, and one whose picture is gone."""
-    out = Output(place(tmp_path / "out" if request.param == "disk" else f"{request.getfixturevalue('bucket')}/out"))
+    out = Output(
+        place(tmp_path / "out" if request.param == "disk" else f"{request.getfixturevalue(request.param)}/out")
+    )
     rows = [
         {"key": "a.png", "status": "ok", "output_uri": str(out.images / "a.png"), "precision": "bfloat16"},
         {"key": "sub/b ü.png", "status": "error", "error_type": "empty", "precision": None},

@@ -1,22 +1,26 @@
 """Laws of places: a bucket and a disk behave alike, and no secret is kept."""
 
+import http.client
 import pickle
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
-from raydenoise.data import inputs, storage
-from raydenoise.data.place import Place, Remote, place
+from raydenoise.core.image import ImageError
+from raydenoise.data import clients, inputs, storage
+from raydenoise.data.place import FIRST, Place, Remote, place
 
 
-@pytest.fixture(params=["disk", "bucket"])
+@pytest.fixture(params=["disk", "bucket", "gs_bucket"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """A folder that is not there yet."""
-    return place(tmp_path / "new" if request.param == "disk" else f"{request.getfixturevalue('bucket')}/new")
+    return place(tmp_path / "new" if request.param == "disk" else f"{request.getfixturevalue(request.param)}/new")
 
 
-NAMES = ["a.png", "with space.png", "ü.png", "100%.png", "sub/b+c.png", "sub/#d?.png"]
+NAMES = ["a.png", "with space.png", "ü.png", "100%.png", "tab\t.png", "sub/b+c.png", "sub/#d?.png"]
 
 
 def test_what_is_published_is_read_listed_and_removed(root: Place) -> None:
@@ -25,7 +29,7 @@ def test_what_is_published_is_read_listed_and_removed(root: Place) -> None:
     for name in NAMES:
         storage.publish(root / name, name.encode())
     assert sorted(storage.walk(root)) == sorted(NAMES)
-    assert storage.names(root) == ["100%.png", "a.png", "with space.png", "ü.png"]
+    assert storage.names(root) == ["100%.png", "a.png", "tab\t.png", "with space.png", "ü.png"]
     assert {name: storage.read(str(root / name)) for name in NAMES} == {name: name.encode() for name in NAMES}
     assert root.is_dir()
     assert (root / "a.png").is_file()
@@ -34,7 +38,7 @@ def test_what_is_published_is_read_listed_and_removed(root: Place) -> None:
     assert (root / "a.png").read_bytes() == b"new"
     storage.remove(root / "a.png")
     storage.remove(root / "sub")
-    assert sorted(storage.walk(root)) == ["100%.png", "with space.png", "ü.png"]
+    assert sorted(storage.walk(root)) == ["100%.png", "tab\t.png", "with space.png", "ü.png"]
     storage.remove(root / "never")
     storage.remove(root)
     assert list(storage.walk(root)) == []
@@ -78,6 +82,139 @@ def test_a_picture_is_not_read_beyond_its_beginning_when_that_tells(root: Place)
     storage.publish(root / "text.png", b"no picture" * 1000)
     with pytest.raises(ValueError, match="no image file"):
         storage.read_picture(str(root / "text.png"))
+
+
+@pytest.fixture(params=["bucket", "gs_bucket"])
+def counted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Remote, list[int]]]:
+    """A bucket, and what its endpoint sends to who reads whole objects there: bytes of each answer."""
+    there = place(request.getfixturevalue(request.param))
+    assert isinstance(there, Remote)
+    assert there.filesystem, "pyarrow's client, which writes, goes to the endpoint itself"
+    behind = str(clients.endpoint(there.scheme)).removeprefix("http://")
+    sent: list[int] = []
+
+    class PassOn(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = http.client.HTTPConnection(behind)
+            asked.request("GET", self.path, headers=dict(self.headers))
+            answer = asked.getresponse()
+            data = answer.read()
+            asked.close()
+            sent.append(len(data))
+            self.send_response_only(answer.status)
+            for name, value in answer.getheaders():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), PassOn) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        name = "AWS_ENDPOINT_URL" if there.scheme == "s3" else "STORAGE_EMULATOR_HOST"
+        monkeypatch.setenv(name, f"http://127.0.0.1:{server.server_port}")
+        clients.store.cache_clear()
+        yield there, sent
+        server.shutdown()
+        thread.join()
+        clients.store.cache_clear()
+
+
+def test_a_picture_is_one_request_and_a_large_one_two(counted: tuple[Remote, list[int]]) -> None:
+    there, sent = counted
+    png = b"\x89PNG\r\n\x1a\n"
+    for size, requests in ((8, [8]), (FIRST, [FIRST]), (FIRST + 9, [FIRST, 9])):
+        storage.publish(there / "a.png", png + bytes(size - 8))
+        sent.clear()
+        assert storage.read_picture(str(there / "a.png")) == png + bytes(size - 8)
+        assert sent == requests
+
+
+def test_what_is_no_picture_is_refused_after_its_beginning(counted: tuple[Remote, list[int]]) -> None:
+    there, sent = counted
+    storage.publish(there / "film.png", b"no picture" * (FIRST // 4))
+    sent.clear()
+    with pytest.raises(ImageError, match="no image file"):
+        storage.read_picture(str(there / "film.png"))
+    assert sent == [FIRST]
+
+
+def test_a_file_is_one_request(counted: tuple[Remote, list[int]]) -> None:
+    there, sent = counted
+    storage.publish(there / "a.json", b"{}")
+    sent.clear()
+    assert storage.read(str(there / "a.json")) == b"{}"
+    assert sent == [2]
+
+
+def test_a_picture_is_never_half_one_and_half_another(counted: tuple[Remote, list[int]]) -> None:
+    there, _ = counted
+    storage.publish(there / "a.png", b"1" * (FIRST + 9))
+    with pytest.raises(OSError, match=rf"^{there}/a.png: Request precondition failure"):
+        (there / "a.png").read_admitted(lambda *_: storage.publish(there / "a.png", b"2" * (FIRST + 9)))
+
+
+def test_what_is_empty_or_not_there_is_said(root: Place) -> None:
+    storage.publish(root / "empty.png", b"")
+    assert storage.read_picture(str(root / "empty.png")) == storage.read(str(root / "empty.png")) == b""
+    for read in (storage.read_picture, storage.read):
+        with pytest.raises(FileNotFoundError, match=rf"^\[Errno 2\] .*: '{root}/none.png'$"):
+            read(str(root / "none.png"))
+
+
+def test_credentials_of_a_profile_are_enough_to_read(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "credentials").write_text("[default]\naws_access_key_id = a-key\naws_secret_access_key = a-secret\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    storage.publish(place(bucket) / "a.png", b"\x89PNG\r\n\x1a\n")
+    assert storage.read_picture(f"{bucket}/a.png") == storage.read(f"{bucket}/a.png") == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"STORAGE_EMULATOR_HOST": "localhost:9023"}, "http://localhost:9023"),
+        ({"STORAGE_EMULATOR_HOST": "https://gcs.test/"}, "https://gcs.test"),
+        ({"CLOUD_STORAGE_EMULATOR_ENDPOINT": "http://a:1", "STORAGE_EMULATOR_HOST": "http://b:2"}, "http://a:1"),
+    ],
+)
+def test_googles_endpoint_is_what_the_environment_says(
+    environment: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("STORAGE_EMULATOR_HOST", "CLOUD_STORAGE_EMULATOR_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert clients.endpoint("gs") == expected
+
+
+@pytest.mark.parametrize(
+    ("credentials", "said"),
+    [
+        (None, "no credentials for Google: GOOGLE_APPLICATION_CREDENTIALS is not set; allowed: a file of credentials"),
+        ("/none.json", "GOOGLE_APPLICATION_CREDENTIALS is '/none.json', which is no file; allowed: a file of"),
+    ],
+)
+def test_missing_credentials_of_google_are_said_at_once(
+    credentials: str | None, said: str, tmp_path: Path, gs_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GCE_METADATA_ROOT", "127.0.0.1:1")
+    if credentials is None:
+        monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    else:
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", credentials)
+    with pytest.raises(ValueError, match=rf"^{gs_bucket}/x cannot be listed: {said}"):
+        inputs.list_sources(f"{gs_bucket}/x")
+    with pytest.raises(OSError, match=f"^{said}"):
+        storage.read(f"{gs_bucket}/x")
 
 
 def test_neither_pickles_nor_texts_hold_secrets(bucket: str) -> None:

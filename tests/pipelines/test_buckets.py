@@ -1,4 +1,4 @@
-"""Prepare, train and evaluate from a bucket to a bucket; a real S3 endpoint, a real local Ray."""
+"""Prepare, train and evaluate from a bucket to a bucket; real endpoints of Amazon's and Google's API, a real Ray."""
 
 import json
 import os
@@ -6,13 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import keras
 import PIL.Image
 import pytest
 import skimage.data
 
 from raydenoise.data import storage
 from raydenoise.data.place import Place, place
+from raydenoise.model import bundle
 
 
 def run(verb: str, *arguments: object) -> str:
@@ -29,7 +29,9 @@ def files(root: Place) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_shards_run_and_evaluation_in_a_bucket(tmp_path: Path, bucket: str) -> None:
+@pytest.mark.parametrize("kind", ["bucket", "gs_bucket"])
+def test_shards_run_and_evaluation_in_a_bucket(tmp_path: Path, kind: str, request: pytest.FixtureRequest) -> None:
+    bucket = request.getfixturevalue(kind)
     there = place(bucket)
     for name in ("astronaut", "coffee", "chelsea", "rocket", "camera", "coins"):
         (tmp_path / "in").mkdir(exist_ok=True)
@@ -55,7 +57,7 @@ def test_shards_run_and_evaluation_in_a_bucket(tmp_path: Path, bucket: str) -> N
     assert json.loads(held["manifest.json"])["status"] == "finished"
     for name in ("model.keras", "card.json"):
         (tmp_path / name).write_bytes(held[f"bundle/{name}"])
-    assert len(keras.models.load_model(tmp_path / "model.keras", safe_mode=True).weights) > 4
+    assert len(bundle.load(tmp_path).model.weights) > 4
 
     said = run("evaluate", f"{bucket}/in", "--output", f"{bucket}/eval", "--models", "median", "--sigma", 25, "--json")
     summary = json.loads(said)

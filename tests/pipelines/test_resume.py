@@ -22,6 +22,7 @@ import pytest
 
 from raydenoise.core.image import decode
 from raydenoise.data import storage
+from raydenoise.data.lease import held
 from raydenoise.data.manifest import Output
 from raydenoise.data.place import Place, place
 from raydenoise.model.denoiser import Denoiser
@@ -201,6 +202,44 @@ def test_a_bucket_to_a_bucket(tmp_path: Path, photographs: Path, tiny_bundle: Pa
     assert plain[0] == plain[1]
     again = run("--list", listing, "--output", f"{bucket}/listed", "--model", f"{bucket}/model", "--json")
     assert json.loads(again.stdout)["before"] == 6, again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_bucket_of_google_to_another(photographs: Path, tiny_bundle: Path, gs_bucket: str) -> None:
+    (photographs / "bad.png").write_bytes(b"no picture")
+    there = place(gs_bucket)
+    fill(there, photographs, tiny_bundle)
+    out = there / "out"
+    arguments = [f"{gs_bucket}/in", "--output", out, "--model", f"{gs_bucket}/model", "--sigma", 20, "--json"]
+
+    first = run(*arguments)
+
+    assert first.returncode == 3, first.stderr
+    found, written = rows(out), pictures(out)
+    assert {key for key, row in found.items() if row["status"] != "ok"} == {"bad.png"}
+    assert written.keys() == set(storage.walk(photographs)) - {"bad.png"}
+    denoiser = Denoiser.load(tiny_bundle, precision="float32")
+    for key in ("a.png", "sub/ü.tif", "sub/e.bmp"):
+        expected = denoiser(decode((photographs / key).read_bytes()).pixels, sigma=20)
+        np.testing.assert_array_equal(decode(written[key]).pixels, expected)
+
+    with held(out):
+        refused = run(*arguments)
+    assert refused.returncode == 2
+    assert f"output '{out}' is being written by process {os.getpid()} on " in refused.stderr
+
+    again = run(*arguments)
+    assert again.returncode == 3, again.stderr
+    summary = json.loads(again.stdout)
+    assert (summary["images"], summary["before"], summary["failed"]) == (6, 6, 1)
+    assert rows(out) == found
+    assert pictures(out) == written
+    assert not [key for key in storage.walk(out) if ".partial" in key]
+
+    anew = run(*arguments, "--overwrite", "--limit", 1)
+    assert anew.returncode == 0, anew.stderr
+    assert pictures(out).keys() == rows(out).keys() == {"a.png"}
 
 
 @pytest.mark.slow
