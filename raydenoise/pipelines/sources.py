@@ -15,7 +15,6 @@ from raydenoise.config import DenoiseConfig
 from raydenoise.data import inputs, listing
 from raydenoise.data.ledger import DIGEST, Ledger, among, digests
 from raydenoise.data.schema import SOURCES
-from raydenoise.pipelines.session import here
 
 
 class Pictures(Protocol):
@@ -76,7 +75,8 @@ class Listed:
     def dataset(self, *, rows: int) -> ray.data.Dataset:
         """Rows of `SOURCES`, about so many a block."""
         source = _Rows(ray.put((self.listing, self.done)), rows)
-        return ray.data.read_datasource(source, ray_remote_args={"num_cpus": 0, "scheduling_strategy": here()})
+        driver = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        return ray.data.read_datasource(source, num_cpus=0, label_selector=driver)
 
 
 class _Rows(ray.data.Datasource):  # type: ignore[misc]  # Ray is not typed
