@@ -229,6 +229,7 @@ def test_pairs_fine_tune_a_bundle_with_its_encoder_frozen(
     assert card.training["init"] == str(tiny_bundle)
 
 
+@pytest.mark.slow
 def test_a_worker_that_fails_by_itself_ends_the_run(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     (part,) = (write_shards(tmp_path / "shards") / "train").glob("*.parquet")
     content = part.read_bytes()
@@ -290,6 +291,7 @@ train.run(parse(TrainConfig, sys.argv[1:], prog="", description=""))
 """
 
 
+@pytest.mark.slow
 def test_two_declared_gpus_make_two_workers_with_one_each(shards: Path, tmp_path: Path) -> None:
     flags = ["--model-args", "filters=8,8", "depth=1", "--patch", "32", "--batch-size", "8", "--steps", "2", "--quiet"]
     command = [sys.executable, "-c", DECLARED, str(shards), "--output", str(tmp_path / "run"), "--workers", "2", *flags]
