@@ -12,7 +12,7 @@ from typing import Any
 import keras
 
 from raydenoise.model import networks
-from raydenoise.model.card import DEFAULT, MODEL_FILE, Card, file_sha256, locate, read_checked, write_card
+from raydenoise.model.card import DEFAULT, MODEL_FILE, Card, file_sha256, fit_name, locate, read_checked, write_card
 from raydenoise.model.precision import rebuilt
 from raydenoise.model.probe import Reach, probe
 from raydenoise.model.vetting import vet
@@ -42,9 +42,11 @@ def load(name_or_path: str | Path = DEFAULT) -> Bundle:
     """
     path = locate(name_or_path)
     if path.is_file():
-        return _inspect(_read(path), name=path.stem, sha256=file_sha256(path))
+        return _inspect(_read(path), name=fit_name(path.stem), sha256=file_sha256(path))
     card = read_checked(path)
-    return Bundle(_read(path / MODEL_FILE), card)
+    model = _read(path / MODEL_FILE)
+    _check_shapes(model, card)
+    return Bundle(model, card)
 
 
 def write(bundle: Bundle, folder: Path) -> Card:
@@ -70,7 +72,7 @@ def save(
     """Write a network as a bundle; height and width are freed where they were fixed."""
     model = rebuilt(network.model, precision="float32", free_size=True)
     card = Card(
-        name=name,
+        name=fit_name(name),
         architecture=architecture,
         arguments=arguments,
         channels=model.input_shape[-1] - network.noise_map,
@@ -115,6 +117,18 @@ def _read(path: Path) -> keras.Model:
     if not all(isinstance(shape, tuple) and len(shape) == 4 for shape in shapes):
         raise ValueError(f"{path} maps {shapes[0]} to {shapes[1]}; allowed: one (N, H, W, C) to one (N, H, W, C)")
     return keras.Model(model.inputs[0], model.outputs[0])  # Keras 2 wrote the one input as a list of one
+
+
+def _check_shapes(model: keras.Model, card: Card) -> None:
+    """Raise ValueError where a network is not the one of its card by its input and output."""
+    size = (None, card.fixed_size) if card.fixed_size else (None,)
+    _, height, width, inputs = model.input_shape
+    outputs = model.output_shape[-1]
+    if (inputs, outputs) != (card.channels + card.noise_map, card.channels) or {height, width} - set(size):
+        raise ValueError(
+            f"the network of {card.name} maps {model.input_shape} to {model.output_shape}; allowed by its card: "
+            f"{card.channels + card.noise_map} channels to {card.channels}, sides {card.fixed_size or 'free'}"
+        )
 
 
 def _inspect(model: keras.Model, *, name: str, sha256: str) -> Bundle:
