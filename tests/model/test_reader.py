@@ -13,7 +13,7 @@ import pytest
 from raydenoise.model import vetting, weights
 from raydenoise.model.vetting import ReaderError, examined, vet
 
-DAMAGED = Path(__file__).parent / "damaged"  # a network of two convolutions, bytes changed at random
+DAMAGED = Path(__file__).parent / "damaged"  # a network of two convolutions, with one byte changed
 KNOWN = h5py.version.hdf5_version == "1.14.6"  # another HDF5 may refuse these files, or read them
 
 
@@ -117,7 +117,7 @@ def test_looking_at_a_model_loads_neither_keras_nor_hdf5(plain: Path) -> None:
 def test_no_damaged_file_breaks_more_than_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vetting, "_READER_SECONDS", 3.0)
     whole = bytearray((DAMAGED / "hang.h5").read_bytes())
-    whole[4593] ^= 1  # the one bit that is wrong in it
+    whole[4593] ^= 1  # the one that is wrong in it
     broken, path = [], tmp_path / "damaged.h5"
     random = np.random.default_rng(0)
     for _ in range(300):
