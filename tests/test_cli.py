@@ -1,19 +1,23 @@
 """Laws of the command: exit statuses, and refusals before any work starts."""
 
-import hashlib
+import io
+import json
 import os
+import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+import h5py
 import numpy as np
 import PIL.Image
 import pytest
 
 import raydenoise
 from raydenoise import cli
-from raydenoise.model.card import CARD_FILE, MODEL_FILE, Card, write_card
+from raydenoise.model.card import CARD_FILE, MODEL_FILE, Card, file_sha256, write_card
 
 
 @pytest.fixture(autouse=True)
@@ -25,10 +29,18 @@ def environment() -> Iterator[None]:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A bundle as the driver sees it: a card, and a file of the right hash."""
-    folder, data = tmp_path / "model", b"no network"
+    """A bundle as the driver sees it: a card, and a file of the right hash that names nothing bad."""
+    return write_bundle(tmp_path / "model", description={})
+
+
+def write_bundle(folder: Path, *, description: dict[str, object]) -> Path:
     folder.mkdir()
-    (folder / MODEL_FILE).write_bytes(data)
+    weights = io.BytesIO()
+    h5py.File(weights, "w").close()
+    with zipfile.ZipFile(folder / MODEL_FILE, "w") as archive:
+        archive.writestr("metadata.json", "{}")
+        archive.writestr("config.json", json.dumps(description))
+        archive.writestr("model.weights.h5", weights.getvalue())
     card = Card(
         name="tiny",
         architecture="unknown",
@@ -40,7 +52,7 @@ def model(tmp_path: Path) -> Path:
         radius=6,
         halo=8,
         fixed_size=None,
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256=file_sha256(folder / MODEL_FILE),
     )
     write_card(card, folder)
     return folder
@@ -134,6 +146,26 @@ def test_a_card_that_is_none_is_refused(
     (model / CARD_FILE).write_text("{}")
     message = "is no model card of this version"
     check_refused(capsys, message, pictures, "--output", tmp_path / "out", "--model", model)
+
+
+def test_a_hostile_model_is_refused(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_bundle(tmp_path / "model", description={"class_name": "Lambda", "config": {}})
+    arguments = (pictures, "--output", tmp_path / "out", "--model")
+    for path in (model, model / MODEL_FILE):
+        check_refused(capsys, "model.keras cannot be loaded as a Keras model: it asks for 'Lambda'", *arguments, path)
+    card = json.loads((model / CARD_FILE).read_text())
+    (model / CARD_FILE).write_text(json.dumps({**card, "halo": 10**9}))
+    check_refused(capsys, "card of this version: halo is 1000000000; allowed: a whole number", *arguments, model)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_driver_looks_at_a_bundle_without_keras(model: Path) -> None:
+    code = (
+        "import sys; from raydenoise.pipelines.process import read_files\n"
+        "for name in sys.argv[1:]: read_files(name)\n"
+        "assert not {'keras', 'tensorflow', 'h5py'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, model, "default"], check=True)
 
 
 @pytest.mark.parametrize(

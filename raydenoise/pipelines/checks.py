@@ -57,7 +57,7 @@ def begin(config: TrainConfig, shards: ShardSet) -> "Bundle":
                 training={},
                 scores={},
             )
-            started = bundle.load(folder)
+            started = bundle.load(folder, vetted=True)  # written here
     check_sides(config.patch, shards, started)
     if config.freeze_encoder:
         from raydenoise.training.step import freeze_encoder

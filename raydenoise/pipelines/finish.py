@@ -15,6 +15,7 @@ from raydenoise.config import TrainConfig
 from raydenoise.config.options import assignments, shown
 from raydenoise.data.shards import ShardSet
 from raydenoise.data.storage import publish_folder
+from raydenoise.model.card import fit_name
 from raydenoise.pipelines.group import Task
 from raydenoise.pipelines.runlog import METRICS
 from raydenoise.pipelines.samples import held_out
@@ -42,7 +43,7 @@ def finish(config: TrainConfig, task: Task, started: "Bundle", checkpoint: Path)
     sigma_range = started.card.sigma_range
     card = replace(
         started.card,
-        name=root.name,
+        name=fit_name(root.name),
         sigma_range=recipe.sigma_range if sigma_range and recipe.noise == "awgn" else sigma_range,
         training={
             "command": command(config),

@@ -13,7 +13,8 @@ import ray
 
 from raydenoise.config import DenoiseConfig, EvaluateConfig
 from raydenoise.data.place import place
-from raydenoise.model.card import CARD_FILE, MODEL_FILE, Card, locate, read_card, read_checked
+from raydenoise.model.card import CARD_FILE, MODEL_FILE, Card, locate, read_card, read_checked, ships
+from raydenoise.model.vetting import vet
 
 if TYPE_CHECKING:
     from raydenoise.model.denoiser import Denoiser
@@ -39,19 +40,25 @@ class ModelFiles:
 
 
 def read_files(name_or_path: str) -> tuple[ModelFiles, Card]:
-    """Read a model once, on the driver; the actors get its bytes. A bare file is inspected and becomes a bundle.
+    """Read and vet a model once, on the driver; the actors get its bytes.
+
+    A bare file is inspected and becomes a bundle.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: there is no such model, or its files are refused.
     """
     with on_disk(name_or_path) as path:
         if path.is_dir():
-            return ModelFiles.read(path), read_checked(path)
+            card = read_checked(path)
+            if not ships(path):
+                vet(path / MODEL_FILE)
+            return ModelFiles.read(path), card
+        vet(path)
         os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave the GPU to the actors
         from raydenoise.model import bundle  # imports keras: only a bare file needs it here
 
         with tempfile.TemporaryDirectory() as folder:
-            loaded = bundle.load(path)
+            loaded = bundle.load(path, vetted=True)
             bundle.write(loaded, Path(folder))
             return ModelFiles.read(Path(folder)), loaded.card
 
@@ -104,11 +111,13 @@ def fast_precision() -> str:
 
 def load_denoiser(files: ModelFiles, config: "DenoiseConfig | EvaluateConfig") -> "Denoiser":
     """Load a model in an actor, behind `prepare_tensorflow`."""
+    from raydenoise.model import bundle
     from raydenoise.model.denoiser import Denoiser
 
     with tempfile.TemporaryDirectory() as folder:
         files.write(Path(folder))
-        return Denoiser.load(folder, tile=config.tile, precision=config.precision, batch_tiles=config.batch_tiles)
+        loaded = bundle.load(folder, vetted=True)
+    return Denoiser(loaded, tile=config.tile, precision=config.precision, batch_tiles=config.batch_tiles)
 
 
 def assigned_gpus() -> list[str]:

@@ -117,7 +117,7 @@ def read_network(task: Task) -> Network:
     """Load the network to begin with."""
     with tempfile.TemporaryDirectory() as folder:
         task.files.write(Path(folder))
-        loaded = bundle.load(folder)
+        loaded = bundle.load(folder, vetted=True)
     if task.frozen:
         freeze_encoder(loaded.model)
     return loaded.network

@@ -66,6 +66,26 @@ def test_a_damaged_model_file_is_noticed(tmp_path: Path) -> None:
         bundle.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("facts", "allowed"),
+    [
+        ({"channels": 1}, "2 channels to 1, sides free"),
+        ({"noise_map": False, "sigma_range": None}, "3 channels to 3, sides free"),
+    ],
+)
+def test_a_card_of_another_network_is_noticed(tmp_path: Path, facts: dict[str, object], allowed: str) -> None:
+    save_small(tmp_path, **facts)
+    with pytest.raises(ValueError, match=rf"small maps \(None.*4\) to .*3\); allowed by its card: {allowed}"):
+        bundle.load(tmp_path)
+
+
+def test_a_bare_file_of_any_name_gets_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "a\nb.keras"
+    networks.build("dncnn", filters=4, depth=2).model.save(path)
+    bundle.write(bundle.load(path), tmp_path / "bundle")
+    assert read_card(tmp_path / "bundle").name == "a_b"
+
+
 def test_a_bare_keras_file_is_inspected(tmp_path: Path) -> None:
     path = tmp_path / "mine.keras"
     networks.build("autoencoder", filters=(4, 4, 4)).model.save(path)

@@ -1,20 +1,26 @@
 """Laws of model cards: what is written is read, and what does not fit is refused."""
 
+import contextlib
 import hashlib
 import json
-from dataclasses import replace
+import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raydenoise.core.tiling import Grid
 from raydenoise.model.card import (
     CARD_FILE,
     DEFAULT_TILE,
     MODEL_FILE,
+    MOST_SIDE,
     Card,
     check_sigma,
     file_sha256,
+    fit_name,
     locate,
     read_card,
     read_checked,
@@ -73,6 +79,114 @@ def test_a_lacking_or_foreign_field_is_named(bundle: Path) -> None:
         read_card(bundle)
 
 
+NESTED: dict[str, object] = {}
+for _ in range(30):
+    NESTED = {"a": [NESTED]}
+SIDE = "allowed: a whole number of pixels, {} to 4096$"
+LEVELS = "allowed: two levels from 0 to 10000, the lower one first$"
+NAME = "allowed: a name of 1 to 255 characters without slashes or control characters$"
+WRONG: list[tuple[dict[str, object], str]] = [
+    ({"alignment": 0}, "alignment is 0; " + SIDE.format(1)),
+    ({"alignment": -8}, "alignment is -8; " + SIDE.format(1)),
+    ({"alignment": 8.0}, r"alignment is 8\.0; " + SIDE.format(1)),
+    ({"alignment": True}, "alignment is True; " + SIDE.format(1)),
+    ({"alignment": "8"}, "alignment is '8'; " + SIDE.format(1)),
+    ({"alignment": 10**400}, r"alignment is 10+; " + SIDE.format(1)),
+    ({"alignment": float("nan")}, "alignment is nan; " + SIDE.format(1)),
+    ({"radius": -1}, "radius is -1; " + SIDE.format(0)),
+    ({"radius": None}, "radius is None; " + SIDE.format(0)),
+    ({"halo": 10**9}, "halo is 1000000000; " + SIDE.format(0)),
+    ({"halo": [56]}, r"halo is \[56\]; " + SIDE.format(0)),
+    ({"halo": 57}, "halo is 57; allowed: a multiple of the alignment of 8 pixels"),
+    ({"fixed_size": 0}, "fixed_size is 0; " + SIDE.format(1)),
+    ({"fixed_size": 10**6}, "fixed_size is 1000000; " + SIDE.format(1)),
+    ({"fixed_size": 64}, "tile is 64; allowed for this model: a multiple of 8, at least 120 pixels"),
+    ({"channels": 2}, "channels is 2; allowed: 1 or 3$"),
+    ({"channels": True}, "channels is True; allowed: 1 or 3$"),
+    ({"noise_map": 1}, "noise_map is 1; allowed: true or false$"),
+    ({"noise_map": False}, r"sigma_range is \(5\.0, 55\.0\); allowed: null without a noise map$"),
+    ({"sigma_range": None}, "sigma_range is None; " + LEVELS),
+    ({"sigma_range": [5]}, r"sigma_range is \(5,\); " + LEVELS),
+    ({"sigma_range": [55, 5]}, r"sigma_range is \(55, 5\); " + LEVELS),
+    ({"sigma_range": [-1, 5]}, r"sigma_range is \(-1, 5\); " + LEVELS),
+    ({"sigma_range": [0, 1e9]}, r"sigma_range is \(0, 1000000000\.0\); " + LEVELS),
+    ({"sigma_range": [0, float("inf")]}, r"sigma_range is \(0, inf\); " + LEVELS),
+    ({"sigma_range": [float("nan"), 5]}, r"sigma_range is \(nan, 5\); " + LEVELS),
+    ({"sigma_range": ["0", "5"]}, r"sigma_range is \('0', '5'\); " + LEVELS),
+    ({"sigma_range": {"0": 5}}, r"sigma_range is \{'0': 5\}; " + LEVELS),
+    ({"sha256": ""}, "sha256 is ''; allowed: 64 hexadecimal digits$"),
+    ({"sha256": "../" * 22}, r"sha256 is '\.\./.*; allowed: 64 hexadecimal digits$"),
+    ({"sha256": "g" * 64}, "sha256 is 'ggg.*; allowed: 64 hexadecimal digits$"),
+    ({"sha256": 5}, "sha256 is 5; allowed: 64 hexadecimal digits$"),
+    ({"name": ""}, "name is ''; " + NAME),
+    ({"name": 7}, "name is 7; " + NAME),
+    ({"name": "../../evil"}, r"name is '\.\./\.\./evil'; " + NAME),
+    ({"name": ".."}, r"name is '\.\.'; " + NAME),
+    ({"name": "a\\b"}, r"name is 'a\\\\b'; " + NAME),
+    ({"name": "a\nb"}, r"name is 'a\\nb'; " + NAME),
+    ({"name": "\x1b[2J"}, r"name is '\\x1b\[2J'; " + NAME),
+    ({"name": "a" * 256}, "name is 'aaa.*; " + NAME),
+    ({"architecture": "\ud800"}, r"architecture is '\\ud800'; " + NAME),
+    ({"arguments": [1]}, r"arguments is \[1\]; allowed: an object$"),
+    ({"training": NESTED}, "training is nested too deep; allowed: 20 levels$"),
+    ({"training": {"command": "\x1b]0;evil\x07"}}, r"training is '\\x1b.*; allowed: text without control characters$"),
+    ({"scores": {"\x00": 1}}, r"scores is '\\x00'; allowed: text without control characters$"),
+    ({"versions": {"keras": 3}}, "versions is 3; allowed: texts$"),
+]
+
+
+@pytest.mark.parametrize(("facts", "match"), WRONG, ids=[f"{facts}"[:30] for facts, _ in WRONG])
+def test_what_a_card_cannot_say_is_refused(bundle: Path, facts: dict[str, object], match: str) -> None:
+    content = json.loads((bundle / CARD_FILE).read_text())
+    (bundle / CARD_FILE).write_text(json.dumps({**content, **facts}))
+    with pytest.raises(ValueError, match=rf"card\.json is no model card of this version: ({match})"):
+        read_card(bundle)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=70),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(vars(CARD))), JSON, min_size=1, max_size=3))
+def test_whatever_a_card_says_it_is_read_or_refused(facts: dict[str, object]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        (path / CARD_FILE).write_text(json.dumps({**asdict(CARD), **facts}))
+        with contextlib.suppress(ValueError):
+            card = read_card(path)
+            assert 1 <= card.alignment <= card.grid().tile <= 4 * MOST_SIDE
+            assert card.limited(20) >= 0
+            write_card(card, path)
+            assert repr(read_card(path)) == repr(card)  # NaN, which scores may hold, equals nothing
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ('{"a":' * 200_000, "it is nested too deep"),
+        (" " * (1 << 20) + "{}", "it has 1,048,578 bytes; allowed: 1,048,576"),
+        ("\udcff", "'utf-8' codec can't decode"),
+        ('{"name": ' + "9" * 5000 + "}", "Exceeds the limit"),
+    ],
+)
+def test_what_is_too_much_for_a_card_is_refused(tmp_path: Path, text: str, match: str) -> None:
+    (tmp_path / CARD_FILE).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=rf"card\.json is no model card of this version: {match}"):
+        read_card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("a b", "a b"), ("grüße-2", "grüße-2"), ("a/b\n", "a_b_"), ("", "model"), ("..", "model"), ("x" * 300, "x" * 255)],
+)
+def test_any_text_becomes_a_name(text: str, name: str) -> None:
+    assert fit_name(text) == fit_name(name) == name
+    assert replace(CARD, name=name)
+
+
 def test_a_changed_model_is_noticed(bundle: Path) -> None:
     assert read_checked(bundle) == CARD
     (bundle / MODEL_FILE).write_bytes(MODEL + b"!")
@@ -115,7 +229,7 @@ def test_locate_refuses_the_rest(tmp_path: Path, name: str) -> None:
 
 def test_estimates_are_limited_to_the_trained_range() -> None:
     assert [CARD.limited(estimate) for estimate in (0, 5, 25.5, 55, 200)] == [5, 5, 25.5, 55, 55]
-    assert replace(CARD, sigma_range=None).limited(200) == 200
+    assert replace(CARD, noise_map=False, sigma_range=None).limited(200) == 200
 
 
 def test_the_default_tile_is_kept_or_grows_with_the_halo() -> None:
@@ -152,4 +266,4 @@ def test_a_sigma_beyond_the_training_is_refused(sigma: float) -> None:
 def test_a_sigma_of_the_training_passes() -> None:
     for sigma in (5, 25.5, 55):
         check_sigma(sigma, card=CARD)
-    check_sigma(200, card=replace(CARD, sigma_range=None))
+    check_sigma(200, card=replace(CARD, noise_map=False, sigma_range=None))

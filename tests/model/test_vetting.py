@@ -6,6 +6,7 @@ import io
 import json
 import marshal
 import pickle
+import resource
 import types
 import zipfile
 from collections.abc import Callable
@@ -17,11 +18,19 @@ import keras
 import numpy as np
 import pytest
 
-from raydenoise.model import bundle, networks
+from raydenoise.model import bundle, networks, vetting, weights
+from raydenoise.model.description import ACTIVATIONS
 from raydenoise.model.vetting import vet
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
 Change = Callable[[dict[str, Any]], object]
 SUFFIXES = (".keras", ".h5")
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read the weights here: no file of these tests breaks a reader, and a process for each would take a minute."""
+    monkeypatch.setattr(vetting, "examined", weights.examine)
 
 
 @pytest.fixture(scope="module")
@@ -369,3 +378,123 @@ def test_a_hostile_model_in_a_bundle_is_refused(plain: Path, tmp_path: Path, tin
     with pytest.raises(ValueError, match=r"model.keras cannot be loaded as a Keras model: it asks for 'Lambda'"):
         bundle.load(tmp_path)
     assert not marker.exists()
+
+
+def test_the_list_of_activations_is_that_of_keras() -> None:
+    known = {name for name in vars(keras.activations) if not name.startswith("_")}
+    assert known - {"get", "serialize", "deserialize"} == ACTIVATIONS
+
+
+# What asks for memory that the weights in the file do not need. Inner networks make much of little text.
+def laughs(config: dict[str, Any]) -> None:
+    inner: dict[str, Any] = {"layers": [{"config": {}, "inbound_nodes": [{}] * 10}]}
+    for _ in range(20):
+        inner = {"layers": [{"class_name": "Functional", "config": inner, "inbound_nodes": [{}] * 10}]}
+    config["config"]["layers"].append({"class_name": "Functional", "config": inner, "inbound_nodes": [{}]})
+
+
+def more(**settings: Any) -> Change:
+    return lambda config: layer(config, "first")["config"].update(settings)
+
+
+def added(name: str, **settings: Any) -> Change:
+    return lambda config: config["config"]["layers"].append({"class_name": name, "config": settings})
+
+
+SIZES: dict[str, tuple[Change, str]] = {
+    "filters": (more(filters=10**9), r"Conv2D 'first' has 1000000000 filters or units; allowed: a size that weights"),
+    "filters that are none": (more(filters=[4]), r"Conv2D 'first' has \[4\] filters or units"),
+    "filters by half": (more(filters=4.5), r"Conv2D 'first' has 4.5 filters or units"),
+    "filters below 0": (more(filters=-4), r"Conv2D 'first' has -4 filters or units"),
+    "a kernel": (
+        more(kernel_size=[900, 900]),
+        r"its layers need 3,240,\d\d\d weights or more; allowed: the 223 that the",
+    ),
+    "a wide kernel": (more(kernel_size=[3, 10**6]), r"its layers need .* weights or more"),
+    "an input": (
+        lambda config: config["config"]["layers"][0]["config"].update(batch_shape=[None, 10**6, 10**6, 3]),
+        r"it sets 'batch_shape' to 1000000; allowed: whole numbers up to 65,536",
+    ),
+    "a Keras 2 input": (more(batch_input_shape=[None, 1, 1, 1 << 40]), "it sets 'batch_input_shape' to 1099511627776"),
+    "strides": (more(strides=[1, 1025]), "it sets 'strides' to 1025; allowed: whole numbers up to 1,024"),
+    "strides that are no whole number": (more(strides=1e300), r"it sets 'strides' to 1e\+300; allowed"),
+    "strides that are no number": (more(strides=float("nan")), "it sets 'strides' to nan; allowed"),
+    "a dilation": (more(dilation_rate=-5000), "it sets 'dilation_rate' to -5000; allowed"),
+    "an enlargement": (added("UpSampling2D", size=[2, 10**5]), "it sets 'size' to 100000; allowed"),
+    "an edge": (added("ZeroPadding2D", padding=[[0, 0], [0, 2000]]), "it sets 'padding' to 2000; allowed"),
+    "a new size": (added("Resizing", height=10**5, width=3), "it sets 'height' to 100000; allowed"),
+    "a new shape": (added("Reshape", target_shape=[10**5, 1]), "it sets 'target_shape' to 100000; allowed"),
+    "copies": (added("RepeatVector", n=10**7), "it sets 'n' to 10000000; allowed"),
+    "groups": (more(groups=10**7), "it sets 'groups' to 10000000; allowed"),
+    "many layers": (
+        lambda config: config["config"]["layers"].extend([{"class_name": "ReLU", "config": {}}] * 100_000),
+        r"it calls 100,003 layers, inner networks counted at each call; allowed: 5,000",
+    ),
+    "many calls": (
+        lambda config: layer(config, "second").update(inbound_nodes=[{}] * 6_000),
+        r"it calls 6,002 layers, inner networks counted at each call; allowed: 5,000",
+    ),
+    "many calls of calls": (laughs, r"it calls over 10\*\*12 layers"),
+}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("name", SIZES)
+def test_a_description_of_another_size_than_the_weights_is_refused(
+    plain: Path, tmp_path: Path, name: str, suffix: str
+) -> None:
+    change, match = SIZES[name]
+    path = edited(plain, tmp_path, suffix, change)
+    with pytest.raises(ValueError, match=f"hostile{suffix} cannot be loaded as a Keras model: {match}"):
+        vet(path)
+
+
+def test_large_numbers_that_set_no_size_pass(plain: Path, tmp_path: Path) -> None:
+    seeded = {"class_name": "GlorotUniform", "config": {"seed": 1 << 40}}
+    trained = {"loss": "mse", "optimizer": {"class_name": "Adam", "config": {"decay_steps": 10**6}}}
+
+    def change(config: dict[str, Any]) -> None:
+        layer(config, "first")["config"].update(kernel_initializer=seeded, max_value=1e30)
+        layer(config, "second").update(shared_object_id=1 << 45, compile_config=trained)
+
+    for suffix in SUFFIXES:
+        vet(edited(plain, tmp_path, suffix, change))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_weights_are_made_no_larger_than_those_in_the_file(tmp_path: Path, suffix: str) -> None:
+    """Each size occurs in the file, but not together: such a kernel would have 2.5e9 numbers, 10 GB."""
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(50_000, 1, name="first")(inputs)
+    x = keras.layers.Conv2D(3, 1, name="second")(x)
+    keras.Model(inputs, x).save(tmp_path / f"plain{suffix}")
+
+    def change(config: dict[str, Any]) -> None:
+        wide = layer(config, "second")
+        wide["config"]["filters"] = 50_000
+        wide.pop("build_config", None)
+
+    path = edited(tmp_path, tmp_path, suffix, change)
+    vet(path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"hostile.* cannot be loaded as a Keras model: "):
+        bundle.load(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # kB: 1 GB
+
+
+def test_a_weight_without_a_value_is_refused(plain: Path, tmp_path: Path) -> None:
+    members = members_of(plain / "plain.keras")
+    stream = io.BytesIO(members["model.weights.h5"])
+    with h5py.File(stream, "a") as file:
+        del file["layers/conv2d_1/vars/1"]
+    path = zipped(tmp_path / "hostile.keras", members | {"model.weights.h5": stream.getvalue()})
+    with pytest.raises(ValueError, match=r"hostile.keras cannot be loaded as a Keras model: "):
+        bundle.load(path)
+
+
+def test_a_wide_network_passes(tmp_path: Path) -> None:
+    arguments = {"filters": (8, 1024)}
+    facts = {"name": "wide", "sigma_range": None, "training": {}, "scores": {}}
+    network = networks.build("unet", **arguments)
+    bundle.save(network, tmp_path, architecture="unet", arguments=arguments, **facts)
+    assert bundle.load(tmp_path).model.count_params() == network.model.count_params() > 9_000_000
