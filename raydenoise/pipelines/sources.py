@@ -1,6 +1,6 @@
 """What a denoising job reads: the files below INPUT, or the rows of a listing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -51,7 +51,7 @@ class Found:
 
     def dataset(self, *, rows: int) -> ray.data.Dataset:
         """Rows of `SOURCES`, so many a block."""
-        return ray.data.from_blocks([self.table.slice(first, rows) for first in range(0, len(self), rows)])
+        return _streamed(_slices, (self.table, rows))
 
 
 @dataclass(frozen=True)
@@ -74,17 +74,21 @@ class Listed:
 
     def dataset(self, *, rows: int) -> ray.data.Dataset:
         """Rows of `SOURCES`, about so many a block."""
-        source = _Rows(ray.put((self.listing, self.done)), rows)
-        driver = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-        return ray.data.read_datasource(source, num_cpus=0, label_selector=driver)
+        return _streamed(_pending, (self.listing, self.done, rows))
 
 
-class _Rows(ray.data.Datasource):  # type: ignore[misc]  # Ray is not typed
+def _streamed(read: Callable[..., Iterator[pa.Table]], arguments: tuple[Any, ...]) -> ray.data.Dataset:
+    """Blocks that a task on the driver's machine makes as they are needed: millions never lie in the object store."""
+    driver = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    return ray.data.read_datasource(_Blocks(read, ray.put(arguments)), num_cpus=0, label_selector=driver)
+
+
+class _Blocks(ray.data.Datasource):  # type: ignore[misc]  # Ray is not typed
     """One task, since a listing can only be read from its beginning."""
 
-    def __init__(self, held: "ray.ObjectRef[Any]", rows: int) -> None:
+    def __init__(self, read: Callable[..., Iterator[pa.Table]], held: "ray.ObjectRef[Any]") -> None:
         super().__init__()
-        self._held, self._rows = held, rows
+        self._read, self._held = read, held
 
     def estimate_inmemory_data_size(self) -> None:
         """Unknown."""
@@ -92,15 +96,18 @@ class _Rows(ray.data.Datasource):  # type: ignore[misc]  # Ray is not typed
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ray.data.ReadTask]:
         """What Ray Data runs."""
         del parallelism
-        held, rows = self._held, self._rows
+        read, held = self._read, self._held
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        return [ray.data.ReadTask(lambda: _pending(*ray.get(held), rows=rows), unknown, schema=SOURCES)]
+        return [ray.data.ReadTask(lambda: read(*ray.get(held)), unknown, schema=SOURCES)]
 
 
-def _pending(found: listing.Listing, done: NDArray[np.bytes_], *, rows: int) -> Iterator[pa.Table]:
+def _slices(table: pa.Table, rows: int) -> Iterator[pa.Table]:
+    return (table.slice(first, rows) for first in range(0, len(table), rows))
+
+
+def _pending(found: listing.Listing, done: NDArray[np.bytes_], rows: int) -> Iterator[pa.Table]:
     for table in found.read():
-        left = table.filter(pa.array(~among(digests(table["key"].to_pylist()), done)))
-        yield from (left.slice(first, rows) for first in range(0, len(left), rows))
+        yield from _slices(table.filter(pa.array(~among(digests(table["key"].to_pylist()), done))), rows)
 
 
 def list_pictures(config: DenoiseConfig) -> Pictures:
