@@ -37,7 +37,7 @@ from raydenoise.training.batches import (
     training_pair,
     validation_pairs,
 )
-from raydenoise.training.dormant import recycle
+from raydenoise.training.dormant import RENEWED, SEEN, firing, renew
 from raydenoise.training.recipe import Recipe
 from raydenoise.training.step import LocalEngine
 
@@ -45,8 +45,6 @@ Picture = NDArray[np.uint8]
 
 HELD_OUT = 20  # every 20th picture validates
 SHRINK_RANGE = (0.5, 0.75)  # of --shrunk: removes most of the blocks of an ordinary JPEG
-RECYCLED = 0.7  # of the steps: until then units that never fire begin afresh at each checkpoint
-SEEN = 16  # held-out pictures on which they must fire
 VALIDATION_SIDE = 192  # pixels: more than three times the default network's receptive radius
 
 
@@ -139,15 +137,16 @@ def fit(
     held_out = [validation_pairs(sample, inputs=inputs, channels=channels) for sample in _centres(validation)]
     seen = np.stack([levels[len(levels) // 2][0] for levels in held_out[:SEEN]])
 
-    def renew(step: int) -> None:
-        if step <= RECYCLED * recipe.steps:
-            print(f"step {step}: {recycle(engine.model, seen, seed=step)} units that never fired begin afresh")
+    def wake(step: int) -> None:
+        if step <= RENEWED * recipe.steps:
+            renewed = renew(engine.model, firing(engine.model, seen), seed=step)
+            print(f"step {step}: {renewed} units that never fired begin afresh")
 
     if (folder / state.FILE).exists():
         facts = state.load(folder, engine)
     else:
         facts = state.Facts()
-        renew(facts.step)
+        wake(facts.step)
     log = RunLog(folder, first=facts.step)
 
     def batches() -> Iterator[Batch]:
@@ -165,7 +164,7 @@ def fit(
             psnr = loop.psnr_metrics(found.tolist())
         log.add(progress, psnr)
         if progress.checkpoint:
-            renew(progress.step)
+            wake(progress.step)
             log.publish()
             state.save(folder, engine, state.Facts(progress.step, progress.seconds, psnr))
             shown = ", ".join(f"{name} {value:.2f}" for name, value in psnr.items())

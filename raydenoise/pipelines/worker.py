@@ -31,6 +31,7 @@ from raydenoise.training.batches import (
     training_pair,
     validation_pairs,
 )
+from raydenoise.training.dormant import RENEWED, SEEN, firing, hidden, renew
 from raydenoise.training.objective import loss, optimizer
 from raydenoise.training.recipe import Recipe
 from raydenoise.training.step import freeze_encoder, models
@@ -80,6 +81,8 @@ def work(task: Task, board: Any) -> None:
         nonlocal psnr
         if progress.validated and task.shards.rows("validation"):
             psnr = _validate(engine, validation)
+            if progress.step <= RENEWED * task.recipe.steps:
+                _renew(engine, validation[: max(1, SEEN // workers)], seed=progress.step)
         if log is not None:
             log.add(progress, psnr if progress.validated else {})
             news = {"step": progress.step, "loss": progress.loss, "rate": progress.patches_per_s, "psnr": psnr}
@@ -209,6 +212,20 @@ def _validate(engine: MirroredEngine, pictures: list[list[Batch]]) -> dict[str, 
     sums = np.array([[sum(levels[i]), len(levels[i])] for i in range(len(VALIDATION_SIGMAS))], np.float32)
     totals = engine.sum_over_workers(sums)
     return loop.psnr_metrics([float(total / count) for total, count in totals if count])
+
+
+def _renew(engine: MirroredEngine, pictures: list[list[Batch]], *, seed: int) -> None:
+    """Begin units afresh that fire on no worker's pictures; all workers call it and do the same."""
+    widths = [entry.before.filters for entry in hidden(engine.model)]
+    if not widths:
+        return
+    sums = np.zeros(sum(widths) + 1, np.float32)  # the last one counts the pictures
+    for levels in pictures:
+        noisy, _ = levels[len(levels) // 2]
+        sums += np.concatenate([*firing(engine.model, noisy[None]), [1]])
+    *shares, count = engine.sum_over_workers(sums)
+    if count:
+        renew(engine.model, np.split(np.array(shares) / count, np.cumsum(widths)[:-1]), seed=seed)
 
 
 def _checkpoint(engine: MirroredEngine, facts: state.Facts, *, first: bool, validated: bool, percent: float) -> None:

@@ -23,7 +23,8 @@ from raydenoise.model import networks
 from raydenoise.training.recipe import Recipe
 strategy = tf.distribute.MultiWorkerMirroredStrategy() if workers > 1 else tf.distribute.get_strategy()
 import keras
-from raydenoise.pipelines.worker import MirroredEngine
+from raydenoise.pipelines.worker import MirroredEngine, _renew
+from raydenoise.training.dormant import firing, hidden, renew
 from raydenoise.training.step import LocalEngine, average
 keras.utils.set_random_seed(0)
 network = networks.build("resunet", filters=(24, 24), depth=1)
@@ -40,6 +41,15 @@ for step in range(5):
     clean = rng.random((8, 16, 16, 3), np.float32)
     mine = slice(rank * share, (rank + 1) * share)
     losses.append(float(np.asarray(engine.step(noisy[mine], clean[mine]))))
+    if step == 2:  # three units die and begin afresh
+        kernel = keras.ops.convert_to_numpy(hidden(engine.model)[1].before.kernel).copy()
+        kernel[..., :3] = 0
+        hidden(engine.model)[1].before.kernel.assign(kernel)
+        if engine_name == "mirrored":
+            _renew(engine, [[(picture, None)] for picture in noisy[mine]], seed=step)
+        else:
+            renew(engine.model, firing(engine.model, noisy), seed=step)
+        assert np.any(keras.ops.convert_to_numpy(hidden(engine.model)[1].before.kernel)[..., :3])
 average(engine, recipe)
 sums = engine.sum_over_workers(np.array([rank + 1.0, 1.0], np.float32)) if engine_name == "mirrored" else [1, 1]
 arrays = [np.asarray(v) for v in [*engine.model.weights, *engine.averaged.weights]]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from raydenoise.model import networks
-from raydenoise.training.dormant import dormant, hidden, recycle
+from raydenoise.training.dormant import QUIET, firing, hidden, renew
 from raydenoise.training.objective import loss, optimizer
 from raydenoise.training.recipe import Recipe
 
@@ -28,7 +28,11 @@ def model() -> keras.Model:
 
 
 def numbers(model: keras.Model) -> list[list[int]]:
-    return [units.tolist() for _, units in dormant(model, NOISY)]
+    return [np.flatnonzero(share < QUIET).tolist() for share in firing(model, NOISY)]
+
+
+def recycle(model: keras.Model, noisy: np.ndarray = NOISY, *, seed: int) -> int:
+    return renew(model, firing(model, noisy), seed=seed)
 
 
 def test_units_that_never_fire_are_found(model: keras.Model) -> None:
@@ -39,7 +43,7 @@ def test_units_that_never_fire_are_found(model: keras.Model) -> None:
 def test_they_begin_afresh_and_the_network_does_what_it_did(model: keras.Model) -> None:
     before = model.predict_on_batch(NOISY)
     kept = [keras.ops.convert_to_numpy(weights).copy() for weights in model.trainable_weights]
-    assert recycle(model, NOISY, seed=0) == len(DEAD)
+    assert recycle(model, seed=0) == len(DEAD)
     np.testing.assert_allclose(model.predict_on_batch(NOISY), before, atol=1e-6)
     entry = hidden(model)[2]
     changed = [
@@ -54,8 +58,8 @@ def test_they_begin_afresh_and_the_network_does_what_it_did(model: keras.Model) 
 
 
 def test_what_began_afresh_learns(model: keras.Model) -> None:
-    recycle(model, NOISY, seed=1)
-    recycle(model, NOISY, seed=2)  # half of all fresh units may be cut off again
+    recycle(model, seed=1)
+    recycle(model, seed=2)  # half of all fresh units may be cut off again
     assert len(numbers(model)[2]) < len(DEAD)
     unit = next(unit for unit in DEAD if unit not in numbers(model)[2])
     reader = hidden(model)[2].after.kernel
@@ -65,6 +69,12 @@ def test_what_began_afresh_learns(model: keras.Model) -> None:
     model.train_on_batch(NOISY, NOISY[..., :3])
     model.train_on_batch(NOISY, NOISY[..., :3])  # the first step's rate is zero
     assert np.any(keras.ops.convert_to_numpy(reader)[:, :, unit])
+
+
+def test_frozen_layers_are_left_alone(model: keras.Model) -> None:
+    hidden(model)[2].before.trainable = False
+    assert len(hidden(model)) == 3
+    assert recycle(model, seed=0) == 0
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "dncnn"])
