@@ -2,21 +2,23 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raydenoise.data import storage
+from raydenoise.data import lease, storage
 from raydenoise.data.manifest import DENOISING_KIND, Output
-from raydenoise.data.place import Place
-from raydenoise.data.schema import METRICS
+from raydenoise.data.schema import METRICS, SOURCES
 
 DIGEST = "S16"  # 128 bits of a key: two million take 32 MB, and no two of them ever agree
 MERGED = 1 << 16  # rows of this run in a set, before they join the array
+IMAGES = "/images/"  # in the address of a picture, before its name
 # What decides a row. Others, such as --limit, --actors or --batch-tiles, may change when a job goes on.
 DECIDING = (
     "input", "list", "column", "sigma", "strength", "tta", "reference", "format", "quality", "tile", "max_pixels",
@@ -29,16 +31,34 @@ class Ledger:
 
     Attributes:
         done: digests of their keys, sorted.
+        outputs: digests of the names of their pictures, sorted.
         precision: that their network computed in; None where no picture was denoised yet.
     """
 
     done: NDArray[np.bytes_] = field(default_factory=lambda: np.empty(0, DIGEST))
+    outputs: NDArray[np.bytes_] = field(default_factory=lambda: np.empty(0, DIGEST))
     precision: str | None = None
     _recent: set[bytes] = field(default_factory=set)
 
     def pending(self, sources: pa.Table) -> pa.Table:
-        """The rows of a table with a column `key` that are not done."""
-        return sources.filter(pa.array(~among(digests(sources["key"].to_pylist()), self.done)))
+        """The rows of `SOURCES` that are not done, each with an output name that no finished picture has.
+
+        A name may be taken where the inputs were others before: a.png came while a.bmp was there, written as a.png.
+        """
+        left = sources.filter(pa.array(~among(digests(sources["key"].to_pylist()), self.done)))
+        wanted = left["output_key"].to_pylist()
+        taken = among(digests(wanted), self.outputs)
+        if not taken.any():
+            return left
+        names = set(wanted)
+        for index in np.flatnonzero(taken).tolist():
+            suffix = PurePosixPath(wanted[index]).suffix
+            name = left["key"][index].as_py() + suffix
+            while name in names or among(digests([name]), self.outputs)[0]:
+                name += suffix
+            wanted[index] = name
+            names.add(name)
+        return left.set_column(left.column_names.index("output_key"), SOURCES.field("output_key"), pa.array(wanted))
 
     def fresh(self, rows: pa.Table) -> pa.Table:
         """Note rows as done; returns those that were not. Ray promises to bring none twice; here it is made sure."""
@@ -58,11 +78,11 @@ def digests(keys: Iterable[str]) -> NDArray[np.bytes_]:
     return np.array([hashlib.blake2b(key.encode(), digest_size=16).digest() for key in keys], DIGEST)
 
 
-def check_same(output: Output, manifest: dict[str, Any]) -> None:
-    """Check that a job may go on in OUT: it is new, or holds a run whose rows this one would make too.
+def check_ours(output: Output) -> dict[str, Any] | None:
+    """Read the manifest of the run that OUT holds; None where it holds nothing.
 
     Raises:
-        ValueError: it holds something else, or a run with other settings.
+        ValueError: it holds something else.
     """
     try:
         before = json.loads(output.manifest.read_bytes())
@@ -73,14 +93,28 @@ def check_same(output: Output, manifest: dict[str, Any]) -> None:
                 f"output {str(output.root)!r} already holds something ({', '.join(held)}) and no manifest of a run; "
                 "allowed: another folder"
             ) from None
-        return
+        return None
     except (OSError, ValueError) as error:
         raise ValueError(f"{output.manifest} cannot be read: {error}; allowed: another folder") from error
     kind = before.get("kind") if isinstance(before, dict) else type(before).__name__
     if kind != DENOISING_KIND:
         raise ValueError(f"output {str(output.root)!r} holds a {kind!r}; allowed: another folder")
+    if not all(isinstance(before.get(name), dict) for name in ("config", "model")):
+        raise ValueError(f"{output.manifest} lacks config or model; allowed: another folder")
+    return dict(before)
+
+
+def check_same(output: Output, manifest: dict[str, Any]) -> None:
+    """Check that a job may go on in OUT: it is new, or holds a run whose rows this one would make too.
+
+    Raises:
+        ValueError: it holds something else, or a run with other settings.
+    """
+    before = check_ours(output)
+    if before is None:
+        return
     pairs = {name: (before["config"].get(name), manifest["config"][name]) for name in DECIDING}
-    pairs["model"] = (before["model"]["sha256"], manifest["model"]["sha256"])
+    pairs["model"] = (before["model"].get("sha256"), manifest["model"]["sha256"])
     computed, precision = computed_in(output), manifest["config"]["precision"]
     if computed and precision != "auto":
         pairs["precision"] = (computed, precision)
@@ -101,6 +135,11 @@ def computed_in(output: Output) -> str | None:
     return None
 
 
+def free_part(output: Output) -> int:
+    """A number that no file of rows has; the lease's is above them all, unless somebody removed the leases."""
+    return 1 + max((int(name.split("-")[1]) for name in storage.names(output.metrics)), default=0)
+
+
 def clear(output: Output) -> None:
     """Remove a run, its rows first: no reader sees a row without its picture."""
     for path in (output.metrics, output.manifest, output.images, output.scratch):
@@ -117,26 +156,46 @@ def settle(output: Output, *, retry_failed: bool, count: Callable[[pa.Table], No
         count: gets the rows that stay, a table at a time.
     """
     storage.remove(output.scratch)
+    for left in _partial(output):
+        storage.remove(left)
     precision = computed_in(output)  # before rows go
     written = np.sort(digests(storage.walk(output.images)))
     seen: list[NDArray[np.bytes_]] = []
+    named: list[NDArray[np.bytes_]] = []
     for name in storage.names(output.metrics):
         path = output.metrics / name
         rows = storage.open_parquet(path).read().cast(METRICS)
-        kept = rows.filter(pa.array(_stands(rows, written, images=output.images, retry_failed=retry_failed)))
+        kept = rows.filter(pa.array(_stands(rows, written, retry_failed=retry_failed)))
         if len(kept) < len(rows):
             storage.publish_table(path, kept)
         seen.append(digests(kept["key"].to_pylist()))
+        named.append(digests(name for uri in kept["output_uri"].to_pylist() for name in _names(uri)))
         count(kept)
-    done = np.sort(np.concatenate([np.empty(0, DIGEST), *seen]))
-    return Ledger(done, precision)
+    done, outputs = (np.sort(np.concatenate([np.empty(0, DIGEST), *found])) for found in (seen, named))
+    return Ledger(done, outputs, precision)
 
 
-def _stands(rows: pa.Table, written: NDArray[np.bytes_], *, images: Place, retry_failed: bool) -> NDArray[np.bool_]:
+def _partial(output: Output) -> Iterator[Path]:
+    """What a killed process left on a disk of a file that it was writing beside its place."""
+    for folder in (output.root, output.metrics, output.root / lease.FOLDER):
+        if isinstance(folder, Path) and folder.is_dir():
+            yield from folder.glob(".*.partial")
+
+
+def _stands(rows: pa.Table, written: NDArray[np.bytes_], *, retry_failed: bool) -> NDArray[np.bool_]:
     """Which rows are done: pictures that are there, and failures unless they are tried again."""
+    names = [_names(uri) for uri in rows["output_uri"].to_pylist()]
+    row_of = np.repeat(np.arange(len(rows)), [len(some) for some in names])
+    there = np.zeros(len(rows), bool)
+    there[row_of[among(digests(chain.from_iterable(names)), written)]] = True
     ok = np.array([status == "ok" for status in rows["status"].to_pylist()], bool)
-    pictures = digests((uri or "").removeprefix(f"{images}/") for uri in rows["output_uri"].to_pylist())
-    return np.where(ok, among(pictures, written), not retry_failed)
+    return np.where(ok, there, not retry_failed)
+
+
+def _names(uri: str | None) -> list[str]:
+    """The names below OUT/images that a picture's address may mean, wherever OUT stood when it was written."""
+    parts = (uri or "").split(IMAGES)
+    return [IMAGES.join(parts[first:]) for first in range(1, len(parts))]
 
 
 def among(wanted: NDArray[np.bytes_], known: NDArray[np.bytes_]) -> NDArray[np.bool_]:

@@ -14,7 +14,7 @@ import ray.data
 from raydenoise.config import DenoiseConfig
 from raydenoise.data import storage
 from raydenoise.data.lease import Lease, check_free, held
-from raydenoise.data.ledger import Ledger, check_same, clear, settle
+from raydenoise.data.ledger import Ledger, check_ours, check_same, clear, free_part, settle
 from raydenoise.data.manifest import DENOISING_KIND, Output, RowWriter, check_writable, recorded, versions
 from raydenoise.data.place import place
 from raydenoise.data.schema import METRICS
@@ -33,7 +33,7 @@ from raydenoise.pipelines.session import (
     session,
     waiting_for_nodes,
 )
-from raydenoise.pipelines.sources import Pictures, list_pictures
+from raydenoise.pipelines.sources import Pictures, check_apart, list_pictures, resolved
 from raydenoise.pipelines.stages import DenoiseActor, FusedActor, Stages, decode_batch, publish_batch
 from raydenoise.pipelines.summaries import Totals
 
@@ -54,22 +54,27 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
     output = Output(place(config.output, argument="output"))
     check_writable(output.root)
     free = check_free(output.root)
+    check_apart(config, output)
     files, card = read_model(config)
     pictures = list_pictures(config)
     manifest: dict[str, Any] = {
         "kind": DENOISING_KIND,
-        "config": asdict(config),
+        "config": asdict(config) | resolved(config),
         "model": {"name": card.name, "sha256": card.sha256, "architecture": card.architecture},
         "versions": versions(),
         "pictures": len(pictures),
     }
-    if not config.overwrite:
+    if config.overwrite:
+        check_ours(output)
+    else:
         check_same(output, manifest)
     address = cluster_address(config.address)
     with session(address, cpus=local_cpus(config), verbose=config.verbose), ExitStack() as stack:
         make_plan(config, images=len(pictures))  # what it refuses, it refuses before anything is written
         lease = stack.enter_context(held(output.root, free=free))
+        lease.check()
         if config.overwrite:
+            check_ours(output)
             clear(output)
         else:
             check_same(output, manifest)  # again: another job may have come and gone
@@ -130,7 +135,7 @@ class Job:
             self.output.metrics,
             schema=METRICS,
             now=time.monotonic(),
-            name=f"part-{self.lease.number:05d}",
+            name=f"part-{max(self.lease.number, free_part(self.output)):05d}",
             allowed=self.lease.check,
         )
         gauges = Gauges()

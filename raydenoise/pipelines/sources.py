@@ -1,19 +1,22 @@
 """What a denoising job reads: the files below INPUT, or the rows of a listing."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from numpy.typing import NDArray
 from ray.data.block import BlockMetadata
 
 from raydenoise.config import DenoiseConfig
 from raydenoise.data import inputs, listing
-from raydenoise.data.ledger import DIGEST, Ledger, among, digests
+from raydenoise.data.lease import FOLDER
+from raydenoise.data.ledger import Ledger, among
+from raydenoise.data.manifest import Output
+from raydenoise.data.place import Place, place
 from raydenoise.data.schema import SOURCES
 
 
@@ -59,10 +62,10 @@ class Listed:
     """The rows of a listing, read by one task on the driver's machine as they are needed."""
 
     listing: listing.Listing
-    done: NDArray[np.bytes_] = field(default_factory=lambda: np.empty(0, DIGEST))  # digests of keys to leave out
+    ledger: Ledger = field(default_factory=Ledger)  # of rows to leave out
 
     def __len__(self) -> int:
-        return int((~among(self.listing.keys, self.done)).sum())
+        return int((~among(self.listing.keys, self.ledger.done)).sum())
 
     def first(self) -> str:
         """Path or address of one of them."""
@@ -70,11 +73,11 @@ class Listed:
 
     def without(self, ledger: Ledger) -> "Listed":
         """Those that are not done."""
-        return Listed(self.listing, ledger.done)
+        return Listed(self.listing, ledger)
 
     def dataset(self, *, rows: int) -> ray.data.Dataset:
         """Rows of `SOURCES`, about so many a block."""
-        return _streamed(_pending, (self.listing, self.done, rows))
+        return _streamed(_pending, (self.listing, self.ledger, rows))
 
 
 def _streamed(read: Callable[..., Iterator[pa.Table]], arguments: tuple[Any, ...]) -> ray.data.Dataset:
@@ -105,9 +108,9 @@ def _slices(table: pa.Table, rows: int) -> Iterator[pa.Table]:
     return (table.slice(first, rows) for first in range(0, len(table), rows))
 
 
-def _pending(found: listing.Listing, done: NDArray[np.bytes_], rows: int) -> Iterator[pa.Table]:
+def _pending(found: listing.Listing, ledger: Ledger, rows: int) -> Iterator[pa.Table]:
     for table in found.read():
-        yield from _slices(table.filter(pa.array(~among(digests(table["key"].to_pylist()), done))), rows)
+        yield from _slices(ledger.pending(table), rows)
 
 
 def list_pictures(config: DenoiseConfig) -> Pictures:
@@ -120,8 +123,58 @@ def list_pictures(config: DenoiseConfig) -> Pictures:
         format = config.written_format
         return Listed(listing.check(config.list, column=config.column, written_format=format, limit=config.limit))
     assert config.input is not None, "the config has one of the two"
-    found = inputs.list_sources(config.input)[: config.limit]
+    found = _outside(inputs.list_sources(config.input), config, Output(place(config.output)))
+    if not found:
+        raise ValueError(f"input {config.input!r} holds no files but those of the output; allowed: pictures")
     keys = [source.key for source in found]
+    names = inputs.output_keys(keys, config.written_format)  # of all, so that --limit changes no name
     references = inputs.pair_references(keys, config.reference) if config.reference else [None] * len(keys)
-    names = inputs.output_keys(keys, config.written_format)
-    return Found(pa.table([[source.uri for source in found], keys, names, references], schema=SOURCES))
+    table = pa.table([[source.uri for source in found], keys, names, references], schema=SOURCES)
+    return Found(table if config.limit is None else table.slice(0, config.limit))
+
+
+def _outside(found: list[inputs.Source], config: DenoiseConfig, output: Output) -> list[inputs.Source]:
+    """Leave out what a job wrote, where OUT is below INPUT or is INPUT: it is not what the job reads."""
+    within = _below(config.input or "", output.root)
+    own = (*_written(output), output.manifest) if within else (output.root,)
+    inside: dict[str, bool] = {}  # folders, each looked up once
+    left = []
+    for source in found:
+        folder = source.uri.rpartition("/")[0] or "/"
+        if folder not in inside:
+            inside[folder] = any(_below(folder, path) for path in own)
+        if not inside[folder] and source.uri != str(output.manifest):
+            left.append(source)
+    return left
+
+
+def _written(output: Output) -> tuple[Place, ...]:
+    return output.images, output.metrics, output.scratch, output.root / FOLDER
+
+
+def _below(text: str, folder: Place) -> bool:
+    """Whether a path or address is a folder's or lies below it; links count as what they lead to."""
+    read = place(text)
+    if isinstance(read, Path) and isinstance(folder, Path):
+        return Path(os.path.realpath(read)).is_relative_to(os.path.realpath(folder))
+    return f"{read}/".startswith(f"{folder}/")
+
+
+READ = ("input", "list", "reference", "model")  # options that name what a job reads
+
+
+def check_apart(config: DenoiseConfig, output: Output) -> None:
+    """Raise ValueError where what the job reads is what it writes, and --overwrite would remove it."""
+    for name in READ:
+        value = getattr(config, name)
+        inside = value and [path.name for path in _written(output) if _below(value, path)]
+        if inside:
+            raise ValueError(
+                f"{name} {value!r} lies in {inside[0]} of the output {str(output.root)!r}; allowed: an output elsewhere"
+            )
+
+
+def resolved(config: DenoiseConfig) -> dict[str, str]:
+    """Where the pictures are, whatever the working directory: what a job that goes on is compared by."""
+    values = {name: getattr(config, name) for name in READ[:3]}
+    return {name: str(place(value)) for name, value in values.items() if value is not None}

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from raydenoise.data import storage
-from raydenoise.data.ledger import Ledger, check_same, clear, digests, settle
+from raydenoise.data.ledger import Ledger, check_ours, check_same, clear, digests, free_part, settle
 from raydenoise.data.manifest import DENOISING_KIND, Output
 from raydenoise.data.place import place
 from raydenoise.data.schema import SOURCES, metrics_table
@@ -112,6 +112,49 @@ def test_another_setting_is_refused_with_what_it_was(tmp_path: Path, change: dic
     storage.publish_json(tmp_path / "manifest.json", manifest())
     with pytest.raises(ValueError, match=rf"holds a run with other settings: {said}; allowed: the same settings, "):
         check_same(Output(tmp_path), manifest(**change))
+
+
+def test_a_moved_run_goes_on(output: Output, tmp_path: Path) -> None:
+    if not isinstance(output.root, Path):
+        pytest.skip("objects are not moved")
+    (tmp_path / "images").mkdir()
+    moved = Output(output.root.rename(tmp_path / "images" / "elsewhere"))
+    ledger = settle(moved, retry_failed=False)
+    assert ledger.pending(sources("a.png", "gone.png"))["key"].to_pylist() == ["gone.png"]
+    assert len(storage.read_parquet(moved.metrics)) == 2
+
+
+def test_a_finished_picture_keeps_its_name(output: Output) -> None:
+    ledger = settle(output, retry_failed=False)
+    table = pa.table([["/in/a.bmp", "/in/b.bmp"], ["a.bmp", "b.bmp"], ["a.png", "b.png"], [None, None]], schema=SOURCES)
+    assert ledger.pending(table)["output_key"].to_pylist() == ["a.bmp.png", "b.png"]
+
+
+def test_what_a_killed_job_left_beside_its_files_goes(output: Output) -> None:
+    left = [output.root / ".1.partial", output.metrics / ".2.partial", output.root / "lease" / ".3.partial"]
+    if not isinstance(output.root, Path):
+        pytest.skip("a bucket has no temporary names")
+    for path in left:
+        storage.publish(path, b"half")
+    settle(output, retry_failed=False)
+    assert not any(path.exists() for path in left)
+
+
+def test_no_file_of_rows_is_written_twice(output: Output) -> None:
+    assert free_part(output) == 2  # also where the leases were removed
+    assert free_part(Output(output.root / "new")) == 1
+
+
+def test_only_a_run_of_ours_may_be_removed(tmp_path: Path) -> None:
+    assert check_ours(Output(tmp_path)) is None
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ValueError, match=r"already holds something \(images\) and no manifest"):
+        check_ours(Output(tmp_path))
+    storage.publish_json(tmp_path / "manifest.json", {"kind": DENOISING_KIND, "config": CONFIG})
+    with pytest.raises(ValueError, match="lacks config or model; allowed: another folder"):
+        check_ours(Output(tmp_path))
+    storage.publish_json(tmp_path / "manifest.json", manifest())
+    assert check_ours(Output(tmp_path))["config"] == CONFIG
 
 
 def test_the_precision_of_the_rows_stays(output: Output) -> None:
