@@ -233,6 +233,35 @@ def test_other_addresses_are_refused(text: str) -> None:
         place(text, argument="output")
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["s3://a-key:a-secret@bucket/x", "s3://a-key:a-/secret@bucket//x", "gs://a-secret@b", "s3://b?a-key=a-secret"],
+)
+def test_an_address_with_secrets_is_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"^output has @, : or \? between (s3|gs):// and its first slash; allowed: "
+    ) as caught:
+        place(text, argument="output")
+    assert "a-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["http://a-key:a-secret@host/x", "https://bucket.host/x?signature=a-secret"])
+def test_another_address_is_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^output is 'https?://\.\.\.'; allowed: a local path, s3://, gs://$"):
+        place(text, argument="output")
+
+
+@pytest.mark.parametrize(("scheme", "name"), [("s3", "AWS_ENDPOINT_URL"), ("gs", "STORAGE_EMULATOR_HOST")])
+def test_the_password_of_an_endpoint_is_in_no_error(scheme: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "ATTEMPTS", 0)
+    for variable in ("AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(variable, "x")
+    monkeypatch.setenv(name, "http://user:a-secret@127.0.0.1:1")
+    with pytest.raises(OSError, match=r"http://\*\*\*@127.0.0.1:1/.*a") as caught:
+        storage.read(f"{scheme}://a-bucket-behind-a-password/a.png")
+    assert "a-secret" not in str(caught.value)
+
+
 def test_a_bucket_that_is_not_there_is_an_error_of_the_argument(bucket: str) -> None:
     with pytest.raises(ValueError, match=r"^input 's3://none-such-bucket/x' holds no files|cannot be listed"):
         inputs.list_sources("s3://none-such-bucket/x")
