@@ -35,8 +35,8 @@ def list_sources(pattern: str, *, argument: str = "input") -> list[Source]:
     """List the files of INPUT: a folder with all below it, a glob (`**` spans folders) or one file, sorted by key.
 
     Every file counts, whatever its name, so that none is left out in silence; hidden ones (a leading dot) do not.
-    Linked folders are followed below a folder, not by `**`. A name that is not UTF-8 is listed with escapes: no table
-    could hold it, so its row will say that there is no such file.
+    Linked folders are followed below a folder, not by `**`. A name that is not UTF-8 is listed with escapes, and a
+    number where that is another file's name: no table could hold it, so its row will say that there is no such file.
 
     Raises:
         ValueError: nothing is there.
@@ -55,12 +55,31 @@ def _local_sources(path: Path) -> Iterator[Source]:
         root, files = path.parent, iter([path])
     else:
         root, files = _glob(path)
+    odd = []
     for file in files:
-        yield Source(_utf8(str(file)), _utf8(file.relative_to(root).as_posix()))
+        uri = str(file)
+        if _utf8(uri) == uri:
+            yield Source(uri, file.relative_to(root).as_posix())
+        else:
+            odd.append(file)
+    yield from _escaped(sorted(odd), root)
+
+
+def _escaped(files: Sequence[Path], root: Path) -> Iterator[Source]:
+    """Name files whose names are not UTF-8 as no file is named: else a row could be that of another picture."""
+    taken: set[str] = set()
+    for file in files:
+        uri = _utf8(str(file))
+        endings = chain([""], (f"-{number}" for number in count(2)))
+        ending = next(end for end in endings if uri + end not in taken and not os.path.lexists(uri + end))
+        taken.add(uri + ending)
+        yield Source(uri + ending, _utf8(file.relative_to(root).as_posix()) + ending)
 
 
 def _remote_sources(path: Remote) -> Iterator[Source]:
     """The objects below a folder, of a glob, or one; an empty object that stands for a folder is none.
+
+    `.` and `..` hide nothing: whoever wrote such a key meant a path, and its row will say that it is none.
 
     Raises:
         ValueError: the bucket cannot be listed.
@@ -76,7 +95,7 @@ def _remote_sources(path: Remote) -> Iterator[Source]:
         for file in root.files():
             key = file.path.removeprefix(root.path + "/")
             found = key.split("/")
-            if _fits(found, wild) and not any(part.startswith(".") for part in found):
+            if _fits(found, wild) and not any(part.startswith(".") and part not in (".", "..") for part in found):
                 yield Source(str(file), key)
     except OSError as error:
         raise ValueError(f"{path} cannot be listed: {error}") from error

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from raydenoise.core.image import ImageError
 from raydenoise.data.inputs import below, check_key, list_sources, output_keys
+from raydenoise.data.place import Remote
 from raydenoise.data.storage import publish, read, read_picture
 
 LONGEST = "a" * 251 + ".png"  # 255 bytes, the most that Linux allows
@@ -149,6 +150,41 @@ def test_a_name_that_is_not_utf_8_is_listed(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="xff"):
         read_picture(sources[0].uri)
     check_key(sources[0].key)
+
+
+def test_an_escaped_name_is_never_that_of_another_file(tmp_path: Path) -> None:
+    for name in (
+        b"a\xff.png",
+        rb"a\xff.png",
+        b"\xff\\xfe.png",
+        b"\xff\xfe.png",
+        b"\xff-folder/x.png",
+        rb"\xff-folder/x.png",
+    ):
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/in/" + name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name)
+    sources = {source.key: source.uri for source in list_sources(str(tmp_path / "in"))}
+    odd = [r"a\xff.png-2", r"\xff\xfe.png", r"\xff\xfe.png-2", r"\xff-folder/x.png-2"]
+    assert sorted(sources) == sorted([*odd, r"a\xff.png", r"\xff-folder/x.png"])
+    assert read(sources[r"a\xff.png"]) == rb"a\xff.png", "each picture has its own name still"
+    for key in odd:
+        assert sources[key].endswith(f"/{key}")
+        with pytest.raises(FileNotFoundError, match="xff"):
+            read_picture(sources[key])
+
+
+def test_a_key_of_a_bucket_that_would_leave_the_folder_is_listed_and_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = ["in/a.png", "in/../../b.png", "in/./c.png", "in/.hidden/d.png", "in/..e/f.png"]
+    monkeypatch.setattr(Remote, "is_file", lambda _: False)
+    monkeypatch.setattr(Remote, "files", lambda _: (Remote("s3", f"bucket/{key}") for key in keys))
+    listed = [source.key for source in list_sources("s3://bucket/in")]
+    assert listed == ["../../b.png", "./c.png", "a.png"]
+    for key in listed[:2]:
+        with pytest.raises(ValueError, match=r"has an empty part, \. or \.\.; allowed: "):
+            check_key(key)
 
 
 def test_loops_of_links_are_listed_once_and_are_errors(tmp_path: Path) -> None:
