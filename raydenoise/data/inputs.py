@@ -4,7 +4,7 @@ import fnmatch
 import glob
 import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
@@ -16,6 +16,8 @@ from raydenoise.core.image import (
     Format,
 )
 from raydenoise.data.place import Place, Remote, place
+
+_Identity = tuple[int, int]  # of a folder: its device and number there
 
 
 @dataclass(frozen=True)
@@ -141,39 +143,64 @@ def _free_name(name: str, taken: set[str]) -> str:
     return next(candidate for candidate in chain([name], numbered) if candidate not in taken)
 
 
-def _walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Walk a folder; linked folders too, but none inside itself.
+def _walk(folder: Path) -> Iterator[Path]:
+    """Walk a folder, upper folders first; linked ones too, but none inside itself, and each of them once.
+
+    Once, since folders that link one another have more paths than any disk has files. Folders are told apart by device
+    and number, and looked at in order, so that a second walk finds the same files under the same paths.
 
     What cannot be looked into (a broken link, a folder without permission) counts as a file, so that its row says why;
     a pipe or a device does not.
     """
-    real = os.path.realpath(folder)
-    if real in above:
-        return
-    try:
-        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    except OSError:
-        yield folder
-        return
-    for entry in entries:
+    top = _identity(folder)
+    linked = {top}
+    waiting = deque([(folder, top, frozenset[_Identity]())])
+    while waiting:
+        path, own, above = waiting.popleft()
         try:
-            is_folder, is_file = entry.is_dir(), entry.is_file() or entry.is_symlink()
-        except OSError:  # a link to itself
-            is_folder, is_file = False, True
-        if is_folder:
-            yield from _walk(Path(entry.path), above | {real})
-        elif is_file:
-            yield Path(entry.path)
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+        except OSError:
+            yield path
+            continue
+        above |= {own}
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            try:
+                real = _identity(entry) if entry.is_dir() else None
+                is_file = entry.is_file() or entry.is_symlink()
+            except OSError:  # a link to itself, or what has gone meanwhile
+                real, is_file = None, True
+            if real is None:
+                if is_file:
+                    yield Path(entry.path)
+            elif not entry.is_symlink():
+                waiting.append((Path(entry.path), real, above))
+            elif real not in linked and real not in above:
+                linked.add(real)
+                waiting.append((Path(entry.path), real, above))
+
+
+def _identity(path: "Path | os.DirEntry[str]") -> _Identity:
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def _glob(pattern: Path) -> tuple[Path, Iterator[Path]]:
-    """Split a pattern into the folder above its first wildcard and the files that match, each once."""
+    """Split a pattern into the folder above its first wildcard and the files that match, each once.
+
+    Raises:
+        ValueError: folders are nested deeper than pathlib can follow `**`.
+    """
     parts = pattern.parts
     fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     root, wild = Path(*parts[:fixed]), parts[fixed:]
     if wild[-1] == "**":  # for pathlib that is folders only
         wild = (*wild, "*")
-    found = sorted({file for file in root.glob(str(Path(*wild))) if file.is_file()})
+    try:
+        found = sorted({file for file in root.glob(str(Path(*wild))) if file.is_file()})
+    except RecursionError:
+        raise ValueError(f"{str(pattern)!r} meets hundreds of nested folders; allowed: a folder, without **") from None
     return root, (file for file in found if not any(p.startswith(".") for p in file.relative_to(root).parts))
 
 

@@ -1,6 +1,7 @@
 """Laws of odd and hostile names: every output lies below OUT, every input has a name of its own, nothing hangs."""
 
 import os
+import subprocess
 import unicodedata
 from pathlib import Path, PurePosixPath
 
@@ -199,6 +200,50 @@ def test_loops_of_links_are_listed_once_and_are_errors(tmp_path: Path) -> None:
     for source in sources[1:]:
         with pytest.raises(OSError, match="symbolic links"):
             read_picture(source.uri)
+
+
+@pytest.mark.timeout(20)
+def test_folders_that_link_one_another_are_each_followed_once(tmp_path: Path) -> None:
+    folders = [tmp_path / "in" / f"{number:02}" for number in range(12)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_bytes(b"x")
+        for other in folders:
+            (folder / f"to-{other.name}").symlink_to(other)
+    keys = [source.key for source in list_sources(str(tmp_path / "in"))]
+    assert [key for key in keys if "to-" not in key] == [f"{folder.name}/a.png" for folder in folders]
+    assert sorted(key.split("/")[-2] for key in keys if "to-" in key) == [f"to-{folder.name}" for folder in folders]
+
+
+def test_a_linked_folder_is_not_followed_into_a_plain_one_above_it(tmp_path: Path) -> None:
+    (tmp_path / "in" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "in" / "a" / "x.png").write_bytes(b"x")
+    (tmp_path / "in" / "a" / "b" / "up").symlink_to(tmp_path / "in" / "a")
+    (tmp_path / "in" / "c").symlink_to(tmp_path / "in" / "a")
+    assert [source.key for source in list_sources(str(tmp_path / "in"))] == ["a/x.png", "c/x.png"]
+
+
+@pytest.mark.timeout(20)
+def test_folders_as_deep_as_a_path_may_be_are_walked(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    depth = 1_500  # 3,000 of the 4,096 bytes of a path
+    here = os.getcwd()  # noqa: PTH109
+    try:
+        os.chdir(tmp_path / "in")
+        for _ in range(depth):  # pathlib and os.makedirs recurse
+            os.mkdir("d")  # noqa: PTH102
+            os.chdir("d")
+        Path("a.png").write_bytes(b"x")
+    finally:
+        os.chdir(here)
+    try:
+        assert [source.key for source in list_sources(str(tmp_path / "in"))] == ["d/" * depth + "a.png"]
+        with pytest.raises(
+            ValueError, match=r"in/\*\*/\*.png' meets hundreds of nested folders; allowed: a folder, with"
+        ):
+            list_sources(f"{tmp_path}/in/**/*.png")
+    finally:
+        subprocess.run(["rm", "-rf", str(tmp_path / "in")], check=True)  # shutil.rmtree recurses, and pytest uses it
 
 
 @pytest.mark.timeout(20)
