@@ -67,6 +67,13 @@ def _local_sources(path: Path) -> Iterator[Source]:
     yield from _escaped(sorted(odd), root)
 
 
+def local_file(pattern: str | None) -> str | None:
+    """A file of INPUT that is there to be read; None where INPUT is in a bucket, is not given, or has none."""
+    path = None if pattern is None else place(pattern)
+    files = _local_sources(path) if isinstance(path, Path) else ()
+    return next((source.uri for source in files if Path(source.uri).exists()), None)
+
+
 def _escaped(files: Sequence[Path], root: Path) -> Iterator[Source]:
     """Name files whose names are not UTF-8 as no file is named: else a row could be that of another picture."""
     taken: set[str] = set()
