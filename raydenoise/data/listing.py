@@ -164,10 +164,17 @@ def _parquet(stream: Any, column: str) -> Iterator[list[Any]]:
 
 
 def _csv(stream: Any, column: str) -> Iterator[list[Any]]:
-    options = pyarrow.csv.ConvertOptions(column_types={column: pa.string()})
-    for batch in pyarrow.csv.open_csv(stream, convert_options=options):
-        _check_column(column, batch.schema.names)
-        yield batch.column(batch.schema.get_field_index(column)).to_pylist()
+    """The column alone, as text: types that are guessed from the first rows break at a later `n/a`."""
+    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    convert = pyarrow.csv.ConvertOptions(include_columns=[column], column_types={column: pa.string()})
+    try:
+        batches = pyarrow.csv.open_csv(stream, parse_options=parse, convert_options=convert)
+    except KeyError:  # there is no such column
+        stream.seek(0)
+        _check_column(column, pyarrow.csv.open_csv(stream, parse_options=parse).schema.names)
+        raise
+    for batch in batches:
+        yield batch.column(0).to_pylist()
 
 
 def _check_column(column: str, names: list[str]) -> None:
