@@ -150,8 +150,10 @@ class Remote:
 
         Raises:
             FileExistsError: it is there.
-            OSError: it cannot be written.
+            OSError: it cannot be written, or only a profile in a file has Amazon's credentials.
         """
+        if self.scheme == "s3":
+            clients.check_keys()
         with _as_oserror(self):
             obstore.put(*self._named, data, mode="create")
 

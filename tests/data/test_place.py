@@ -176,6 +176,35 @@ def test_credentials_of_a_profile_are_enough_to_read(
 
 
 @pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("AWS_SHARED_CREDENTIALS_FILE", "[mine]\naws_access_key_id = a-key\naws_secret_access_key = a-%secret\n"),
+        ("AWS_CONFIG_FILE", "[profile mine]\nsso_session = x\n"),
+    ],
+)
+def test_a_profile_that_cannot_take_a_lease_is_said_at_once(
+    file: str, content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    (tmp_path / file).write_text(content)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    said = "the credentials are those of Amazon's profile 'mine', which .*; allowed: AWS_ACCESS_KEY_ID and AWS_SECRET_"
+    with pytest.raises(OSError, match=f"^{said}") as caught:
+        storage.create(place("s3://bucket/lease"), b"")
+    assert "a-%secret" not in str(caught.value)
+    monkeypatch.setenv("AWS_PROFILE", "another")  # which holds nothing: a machine's role is asked
+    clients.check_keys()
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/token")
+    clients.check_keys()
+    (tmp_path / file).write_text("no such file\n")
+    monkeypatch.delenv("AWS_WEB_IDENTITY_TOKEN_FILE")
+    clients.check_keys()
+
+
+@pytest.mark.parametrize(
     ("environment", "expected"),
     [
         ({}, None),
