@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, Literal, Protocol
 
 from raydenoise import __version__, config
+from raydenoise.data.secrets import redacted
 
 Summary = dict[str, Any]
 
@@ -268,7 +269,7 @@ def _run(
         except KeyboardInterrupt:
             return _fail(verb, "interrupted; what was finished is in the output folder", BROKEN, verbose=False)
         except Exception as error:
-            sys.stderr.write(_last_lines(aside))
+            sys.stderr.write(redacted(_last_lines(aside)))
             message = f"the job broke: {type(error).__name__}: {error}"
             return _fail(verb, message, BROKEN, verbose=settings.verbose)
     if settings.json:
@@ -302,8 +303,8 @@ def _usage(arguments: list[str]) -> int:
 
 def _fail(verb: str, message: str, status: int, *, verbose: bool) -> int:
     if verbose:
-        traceback.print_exc()
-    print(f"raydenoise {verb}: {message}", file=sys.stderr)
+        sys.stderr.write(redacted(traceback.format_exc()))
+    print(redacted(f"raydenoise {verb}: {message}"), file=sys.stderr)
     return status
 
 

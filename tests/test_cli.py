@@ -264,3 +264,25 @@ def test_a_broken_job_tells_what_native_code_said_but_not_how_tensorflow_starts(
     assert cli.main(["prepare", str(pictures), "--output", str(tmp_path / "out")]) == 1
     message = f"{said.decode()}raydenoise prepare: the job broke: RuntimeError: no more memory\n"
     assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_neither_rows_nor_messages_hold_the_password_of_an_endpoint(
+    verbose: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from raydenoise.pipelines import denoise
+    from raydenoise.pipelines.stages import described
+
+    error = OSError("no answer from http://user:a-secret@127.0.0.1:1/a.png")
+
+    def broken(_: object) -> None:
+        raise error
+
+    assert described(error)["error_message"] == "no answer from http://***@127.0.0.1:1/a.png"
+    monkeypatch.setattr(denoise, "run", broken)
+    arguments = ["denoise", str(tmp_path), "--output", str(tmp_path / "out"), *(["--verbose"] if verbose else [])]
+    assert cli.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "a-secret" not in said
+    assert said.endswith("the job broke: OSError: no answer from http://***@127.0.0.1:1/a.png\n")
+    assert ("Traceback" in said) == verbose

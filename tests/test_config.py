@@ -133,9 +133,10 @@ OUT_OF_RANGE = {
     ("allow_failed", -1): "allow_failed is -1; allowed: all, or 0 and more",
     **{
         (name, value): f"{name} is {value}; allowed: 1 or more"
-        for name in ("tile", "batch_tiles", "actors", "cpus_per_actor", "limit", "max_pixels", "attempts")
+        for name in ("tile", "batch_tiles", "actors", "cpus_per_actor", "limit", "max_pixels")
         for value in (0, -2)
     },
+    **{("attempts", value): f"attempts is {value}; allowed: 2 or more" for value in (1, 0, -2)},
 }
 
 

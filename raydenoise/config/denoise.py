@@ -78,7 +78,9 @@ class DenoiseConfig:
     precision: str = option("number format of the network", default="auto", choices=PRECISIONS)
     overwrite: bool = option("remove the run that OUT holds and start anew", default=False, read=bool)
     retry_failed: bool = option("try pictures again that have an error row", default=False, read=bool)
-    attempts: int = option("deaths of its process until a picture is given up", default=4, read=int, metavar="N")
+    attempts: int = option(
+        "deaths of its process until a picture is given up, 2 or more", default=4, read=int, metavar="N"
+    )
     image_timeout: float = option(
         "seconds until a picture that is stuck in one stage is given up", default=1800.0, read=float, metavar="S"
     )
@@ -114,9 +116,11 @@ class DenoiseConfig:
             raise ValueError(f"gpus_per_actor is {self.gpus_per_actor}; allowed: a whole number, or a part of one GPU")
         if not 0 < self.image_timeout < inf:
             raise ValueError(f"image_timeout is {self.image_timeout}; allowed: more than 0 seconds")
+        if self.attempts < 2:  # the first death tells only which pictures were in hand, the second which one it was
+            raise ValueError(f"attempts is {self.attempts}; allowed: 2 or more")
         if self.allow_failed != "all" and self.allow_failed < 0:
             raise ValueError(f"allow_failed is {self.allow_failed}; allowed: all, or 0 and more")
-        for name in ("batch_tiles", "actors", "cpus_per_actor", "limit", "max_pixels", "tile", "attempts"):
+        for name in ("batch_tiles", "actors", "cpus_per_actor", "limit", "max_pixels", "tile"):
             value = getattr(self, name)
             if value not in (None, "auto") and value < 1:
                 raise ValueError(f"{name} is {value}; allowed: 1 or more")

@@ -6,6 +6,9 @@ request, where pyarrow's take two or three, and creates one only if it is not th
 
 import http.client
 import os
+from configparser import ConfigParser
+from configparser import Error as ConfigError
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -18,6 +21,8 @@ ATTEMPTS = 10  # of a request to an object store, with growing pauses: minutes o
 PATIENCE = timedelta(minutes=3)  # the same for Google's client, which counts time
 STALLED = timedelta(seconds=30)  # without a byte: the request is tried again
 LONGEST = timedelta(hours=1)  # of one request; obstore's own 30 s would end those for large pictures
+PROFILES = {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"}
+PROFILE_CREDENTIALS = ("aws_access_key_id", "role_arn", "sso_session", "sso_account_id", "credential_process")
 
 
 def endpoint(scheme: str = "s3") -> str | None:
@@ -45,8 +50,32 @@ def has_profile() -> bool:
     """Whether Amazon's credentials are those of a profile in a file, of which obstore knows nothing."""
     if os.environ.get("AWS_ACCESS_KEY_ID"):
         return False
-    files = {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"}
-    return any(Path(os.environ.get(name, usual)).expanduser().is_file() for name, usual in files.items())
+    return any(Path(os.environ.get(name, usual)).expanduser().is_file() for name, usual in PROFILES.items())
+
+
+def check_keys() -> None:
+    """Notice at once that Amazon's credentials are in a profile only: obstore would ask a machine's role for them.
+
+    Raises:
+        OSError: they are.
+    """
+    others = (
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    )
+    if not has_profile() or any(os.environ.get(name) for name in others):
+        return
+    name = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE") or "default"
+    found = ConfigParser(strict=False, interpolation=None, allow_no_value=True)
+    with suppress(ConfigError):
+        found.read([Path(os.environ.get(file, usual)).expanduser() for file, usual in PROFILES.items()])
+    held = {key for section in (name, f"profile {name}") if section in found for key in found[section]}
+    if not held.isdisjoint(PROFILE_CREDENTIALS):
+        raise OSError(
+            f"the credentials are those of Amazon's profile {name!r}, which cannot take a lease; allowed: "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY exported (docs/storage.md), or a role"
+        )
 
 
 @cache

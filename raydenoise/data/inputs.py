@@ -4,7 +4,7 @@ import fnmatch
 import glob
 import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
@@ -16,6 +16,8 @@ from raydenoise.core.image import (
     Format,
 )
 from raydenoise.data.place import Place, Remote, place
+
+_Identity = tuple[int, int]  # of a folder: its device and number there
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ def list_sources(pattern: str, *, argument: str = "input") -> list[Source]:
     """List the files of INPUT: a folder with all below it, a glob (`**` spans folders) or one file, sorted by key.
 
     Every file counts, whatever its name, so that none is left out in silence; hidden ones (a leading dot) do not.
-    Linked folders are followed below a folder, not by `**`. A name that is not UTF-8 is listed with escapes: no table
-    could hold it, so its row will say that there is no such file.
+    Linked folders are followed below a folder, not by `**`. A name that is not UTF-8 is listed with escapes, and a
+    number where that is another file's name: no table could hold it, so its row will say that there is no such file.
 
     Raises:
         ValueError: nothing is there.
@@ -55,12 +57,38 @@ def _local_sources(path: Path) -> Iterator[Source]:
         root, files = path.parent, iter([path])
     else:
         root, files = _glob(path)
+    odd = []
     for file in files:
-        yield Source(_utf8(str(file)), _utf8(file.relative_to(root).as_posix()))
+        uri = str(file)
+        if _utf8(uri) == uri:
+            yield Source(uri, file.relative_to(root).as_posix())
+        else:
+            odd.append(file)
+    yield from _escaped(sorted(odd), root)
+
+
+def local_file(pattern: str | None) -> str | None:
+    """A file of INPUT that is there to be read; None where INPUT is in a bucket, is not given, or has none."""
+    path = None if pattern is None else place(pattern)
+    files = _local_sources(path) if isinstance(path, Path) else ()
+    return next((source.uri for source in files if Path(source.uri).exists()), None)
+
+
+def _escaped(files: Sequence[Path], root: Path) -> Iterator[Source]:
+    """Name files whose names are not UTF-8 as no file is named: else a row could be that of another picture."""
+    taken: set[str] = set()
+    for file in files:
+        uri = _utf8(str(file))
+        endings = chain([""], (f"-{number}" for number in count(2)))
+        ending = next(end for end in endings if uri + end not in taken and not os.path.lexists(uri + end))
+        taken.add(uri + ending)
+        yield Source(uri + ending, _utf8(file.relative_to(root).as_posix()) + ending)
 
 
 def _remote_sources(path: Remote) -> Iterator[Source]:
     """The objects below a folder, of a glob, or one; an empty object that stands for a folder is none.
+
+    `.` and `..` hide nothing: whoever wrote such a key meant a path, and its row will say that it is none.
 
     Raises:
         ValueError: the bucket cannot be listed.
@@ -76,7 +104,7 @@ def _remote_sources(path: Remote) -> Iterator[Source]:
         for file in root.files():
             key = file.path.removeprefix(root.path + "/")
             found = key.split("/")
-            if _fits(found, wild) and not any(part.startswith(".") for part in found):
+            if _fits(found, wild) and not any(part.startswith(".") and part not in (".", "..") for part in found):
                 yield Source(str(file), key)
     except OSError as error:
         raise ValueError(f"{path} cannot be listed: {error}") from error
@@ -122,39 +150,64 @@ def _free_name(name: str, taken: set[str]) -> str:
     return next(candidate for candidate in chain([name], numbered) if candidate not in taken)
 
 
-def _walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Walk a folder; linked folders too, but none inside itself.
+def _walk(folder: Path) -> Iterator[Path]:
+    """Walk a folder, upper folders first; linked ones too, but none inside itself, and each of them once.
+
+    Once, since folders that link one another have more paths than any disk has files. Folders are told apart by device
+    and number, and looked at in order, so that a second walk finds the same files under the same paths.
 
     What cannot be looked into (a broken link, a folder without permission) counts as a file, so that its row says why;
     a pipe or a device does not.
     """
-    real = os.path.realpath(folder)
-    if real in above:
-        return
-    try:
-        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    except OSError:
-        yield folder
-        return
-    for entry in entries:
+    top = _identity(folder)
+    linked = {top}
+    waiting = deque([(folder, top, frozenset[_Identity]())])
+    while waiting:
+        path, own, above = waiting.popleft()
         try:
-            is_folder, is_file = entry.is_dir(), entry.is_file() or entry.is_symlink()
-        except OSError:  # a link to itself
-            is_folder, is_file = False, True
-        if is_folder:
-            yield from _walk(Path(entry.path), above | {real})
-        elif is_file:
-            yield Path(entry.path)
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+        except OSError:
+            yield path
+            continue
+        above |= {own}
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            try:
+                real = _identity(entry) if entry.is_dir() else None
+                is_file = entry.is_file() or entry.is_symlink()
+            except OSError:  # a link to itself, or what has gone meanwhile
+                real, is_file = None, True
+            if real is None:
+                if is_file:
+                    yield Path(entry.path)
+            elif not entry.is_symlink():
+                waiting.append((Path(entry.path), real, above))
+            elif real not in linked and real not in above:
+                linked.add(real)
+                waiting.append((Path(entry.path), real, above))
+
+
+def _identity(path: "Path | os.DirEntry[str]") -> _Identity:
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def _glob(pattern: Path) -> tuple[Path, Iterator[Path]]:
-    """Split a pattern into the folder above its first wildcard and the files that match, each once."""
+    """Split a pattern into the folder above its first wildcard and the files that match, each once.
+
+    Raises:
+        ValueError: folders are nested deeper than pathlib can follow `**`.
+    """
     parts = pattern.parts
     fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     root, wild = Path(*parts[:fixed]), parts[fixed:]
     if wild[-1] == "**":  # for pathlib that is folders only
         wild = (*wild, "*")
-    found = sorted({file for file in root.glob(str(Path(*wild))) if file.is_file()})
+    try:
+        found = sorted({file for file in root.glob(str(Path(*wild))) if file.is_file()})
+    except RecursionError:
+        raise ValueError(f"{str(pattern)!r} meets hundreds of nested folders; allowed: a folder, without **") from None
     return root, (file for file in found if not any(p.startswith(".") for p in file.relative_to(root).parts))
 
 

@@ -1,6 +1,7 @@
 """A listing of pictures in a parquet or CSV file: read in a stream, so that millions of rows cost no memory."""
 
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -20,6 +21,7 @@ from raydenoise.data.schema import SOURCES
 
 ROWS = 8192  # read at a time
 SUFFIXES = (".parquet", ".csv")
+LISTED = re.compile(r"/|(s3|gs)://[^/@:?]+/+[^/]")  # an absolute path, or an object in a bucket
 
 
 @dataclass(frozen=True)
@@ -77,15 +79,16 @@ def check(uri: str, *, column: str, written_format: Format | None = None, limit:
         limit: take so many rows only.
 
     Raises:
-        ValueError: it cannot be read, has no such column, no row, a row without an absolute path, or a picture twice.
+        ValueError: it cannot be read, has no such column, no row, a row that is neither an absolute path nor an address
+            in a bucket, or a picture twice. No message repeats what may be a secret.
     """
     found: list[NDArray[np.bytes_]] = []
     count = 0
     for uris in _uris(place(uri, argument="list"), column):
         uris = uris[: limit - count] if limit is not None else uris
         for number, value in enumerate(uris, start=count + 1):
-            if not value or not (value.startswith("/") or "://" in value):
-                raise ValueError(f"list {uri}, row {number}: {value!r}; allowed: absolute paths, s3:// and gs://")
+            if not value or not LISTED.match(value):
+                _refuse_row(value or "", f"list {uri}, row {number}")
         found.append(digests(key_of(value) for value in uris))
         count += len(uris)
         if limit is not None and count >= limit:
@@ -101,6 +104,11 @@ def check(uri: str, *, column: str, written_format: Format | None = None, limit:
     named = np.concatenate([digests(rows["output_key"].to_pylist()) for rows in listing.read()])
     _refuse_twice(listing, named, name="output_key")
     return listing
+
+
+def _refuse_row(value: str, said: str) -> None:
+    place(value, argument=said)  # says more about an address, without its secrets
+    raise ValueError(f"{said} is {value!r}; allowed: absolute paths, s3:// and gs://")
 
 
 def key_of(uri: str) -> str:
@@ -156,10 +164,17 @@ def _parquet(stream: Any, column: str) -> Iterator[list[Any]]:
 
 
 def _csv(stream: Any, column: str) -> Iterator[list[Any]]:
-    options = pyarrow.csv.ConvertOptions(column_types={column: pa.string()})
-    for batch in pyarrow.csv.open_csv(stream, convert_options=options):
-        _check_column(column, batch.schema.names)
-        yield batch.column(batch.schema.get_field_index(column)).to_pylist()
+    """The column alone, as text: types that are guessed from the first rows break at a later `n/a`."""
+    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    convert = pyarrow.csv.ConvertOptions(include_columns=[column], column_types={column: pa.string()})
+    try:
+        batches = pyarrow.csv.open_csv(stream, parse_options=parse, convert_options=convert)
+    except KeyError:  # there is no such column
+        stream.seek(0)
+        _check_column(column, pyarrow.csv.open_csv(stream, parse_options=parse).schema.names)
+        raise
+    for batch in batches:
+        yield batch.column(0).to_pylist()
 
 
 def _check_column(column: str, names: list[str]) -> None:

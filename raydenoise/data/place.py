@@ -13,6 +13,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from pyarrow import fs
 
 from raydenoise.data import clients
+from raydenoise.data.secrets import redacted
 
 SCHEMES = ("s3", "gs")
 FIRST = 1 << 20  # bytes of a picture in the first request: most pictures whole, and little of what is none
@@ -149,8 +150,10 @@ class Remote:
 
         Raises:
             FileExistsError: it is there.
-            OSError: it cannot be written.
+            OSError: it cannot be written, or only a profile in a file has Amazon's credentials.
         """
+        if self.scheme == "s3":
+            clients.check_keys()
         with _as_oserror(self):
             obstore.put(*self._named, data, mode="create")
 
@@ -170,7 +173,8 @@ def place(text: str | Path, *, argument: str = "path") -> Place:
     """Understand a path or an address of a bucket; a local path becomes absolute.
 
     Raises:
-        ValueError: the scheme is unknown, or the address names no bucket.
+        ValueError: the scheme is unknown, or the address names no bucket, or more than that. No message repeats what
+            may be a secret: pyarrow would take a key and its secret before the bucket.
     """
     if isinstance(text, Path) or "://" not in text:
         return Path(text).absolute()
@@ -178,8 +182,14 @@ def place(text: str | Path, *, argument: str = "path") -> Place:
     if scheme == "file":
         return Path(path).absolute()
     if scheme not in SCHEMES:
-        raise ValueError(f"{argument} is {text!r}; allowed: a local path, {', '.join(f'{s}://' for s in SCHEMES)}")
+        came = f"{scheme}://..."
+        raise ValueError(f"{argument} is {came!r}; allowed: a local path, {', '.join(f'{s}://' for s in SCHEMES)}")
     path = path.strip("/")
+    if not {"@", ":", "?"}.isdisjoint(path.split("/", 1)[0]):
+        raise ValueError(
+            f"{argument} has @, : or ? between {scheme}:// and its first slash; allowed: {scheme}://BUCKET/KEY, with "
+            "credentials and an endpoint from the environment (docs/storage.md)"
+        )
     if not path or "//" in path:
         raise ValueError(f"{argument} is {text!r}; allowed: {scheme}://BUCKET/KEY without empty parts")
     return Remote(scheme, path)
@@ -196,4 +206,4 @@ def _as_oserror(remote: Remote) -> Iterator[None]:
         raise FileNotFoundError(errno.ENOENT, "no such object", str(remote)) from None
     except BaseError as error:
         first = str(error).partition("\n")[0].strip()
-        raise OSError(f"{remote}: {first}") from error
+        raise OSError(redacted(f"{remote}: {first}")) from error

@@ -12,7 +12,7 @@ import ray
 import ray.data
 
 from raydenoise.config import DenoiseConfig
-from raydenoise.data import storage
+from raydenoise.data import inputs, storage
 from raydenoise.data.lease import Lease, check_free, held
 from raydenoise.data.ledger import Ledger, check_ours, check_same, clear, free_part, settle
 from raydenoise.data.manifest import DENOISING_KIND, Output, RowWriter, check_writable, recorded, versions
@@ -158,8 +158,11 @@ class Job:
             )
 
     def _local_files(self, picture: str) -> tuple[str, ...]:
-        """A file of OUT and one of INPUT, where they are on a disk: every machine must see them."""
-        files = [picture] if "://" not in picture and Path(picture).exists() else []
+        """A file of OUT, INPUT and `--reference`, where they are on a disk: every machine must see them."""
+        # The first picture may be a broken link.
+        source = inputs.local_file(picture) or inputs.local_file(self.config.input)
+        reference = inputs.local_file(self.config.reference)
+        files = [file for file in (source, reference) if file is not None]
         if isinstance(self.output.scratch, Path):
             probe = self.output.scratch / uuid.uuid4().hex
             storage.publish(probe, b"")

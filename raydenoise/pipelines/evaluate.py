@@ -39,9 +39,11 @@ from raydenoise.pipelines.process import (
 )
 from raydenoise.pipelines.session import (
     Plan,
+    check_shared,
     cluster_address,
     configure_data,
     local_cpus,
+    local_files,
     make_plan,
     session,
     waiting_for_nodes,
@@ -76,6 +78,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     }
     with session(address, cpus=local_cpus(config), verbose=config.verbose):
         plan = make_plan(config, images=len(sources))
+        check_shared(local_files(sources, "shard") or local_files(sources, "uri", "noisy_uri"))
         manifest["ray"] = {"address": address or "local", "plan": asdict(plan)}
         with recorded(root, manifest):
             try:

@@ -24,9 +24,11 @@ from raydenoise.data.shards import read_shard, write_manifest
 from raydenoise.pipelines.cutter import Cutter
 from raydenoise.pipelines.displays import Display
 from raydenoise.pipelines.session import (
+    check_shared,
     cluster_address,
     configure_data,
     cores,
+    local_files,
     session,
     task_rows,
     waiting_for_nodes,
@@ -89,6 +91,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         "started_at": utc_now().isoformat(),
     }
     with session(address, cpus=cores(), verbose=config.verbose):
+        check_shared(local_files(pictures, "uri", "noisy_uri"))
         configure_data(block_bytes=BLOCK_BYTES, verbose=config.verbose)
         _survey(config, pictures, result)
         _check_patches(result)

@@ -6,9 +6,11 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import pyarrow as pa
 import ray
 import ray.data
 import yaml
@@ -232,6 +234,15 @@ def waiting_for_nodes(*, cpus: int, gpus: float = 0) -> str | None:
 def here() -> NodeAffinitySchedulingStrategy:
     """Place an actor or a task on the driver's machine; else Ray would place it anywhere."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def local_files(sources: pa.Table, *columns: str) -> list[str]:
+    """The first file of each column that is on a disk and there: what `check_shared` is to look at."""
+    found: list[str] = []
+    for column in columns:
+        uris = (cell.as_py() for cell in sources[column])
+        found += islice((uri for uri in uris if uri and "://" not in uri and Path(uri).exists()), 1)
+    return found
 
 
 def check_shared(files: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ from raydenoise.core.noise import estimate_sigma
 from raydenoise.data import inputs, storage
 from raydenoise.data.manifest import Output, utc_now
 from raydenoise.data.schema import metrics_table
+from raydenoise.data.secrets import redacted
 from raydenoise.pipelines.attempts import Verdicts, Watch
 from raydenoise.pipelines.process import ModelFiles, fast_precision, load_denoiser, prepare_tensorflow, worker_name
 from raydenoise.pipelines.session import check_present
@@ -184,7 +185,7 @@ def described(error: Exception) -> dict[str, str]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:MESSAGE_LENGTH]
+    return redacted((str(error).strip() or type(error).__name__).split("\n")[0])[:MESSAGE_LENGTH]
 
 
 def _held(value: Any) -> Any:

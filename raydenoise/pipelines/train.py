@@ -17,14 +17,14 @@ from ray.train.tensorflow import TensorflowTrainer
 from raydenoise.config import TrainConfig
 from raydenoise.data.manifest import TRAINING_KIND, recorded, versions
 from raydenoise.data.place import Remote, place
-from raydenoise.data.shards import ShardSet, read_manifest
+from raydenoise.data.shards import MANIFEST, ShardSet, read_manifest
 from raydenoise.pipelines.checks import begin, fingerprint, make_recipe, open_run
 from raydenoise.pipelines.displays import TrainDisplay
 from raydenoise.pipelines.finish import finish
 from raydenoise.pipelines.group import Resources, Task, local_cpus, plan
 from raydenoise.pipelines.process import ModelFiles
 from raydenoise.pipelines.samples import Source
-from raydenoise.pipelines.session import cluster_address, here, session
+from raydenoise.pipelines.session import check_shared, cluster_address, here, session
 from raydenoise.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
     address = cluster_address(config.address)
     with session(address, cpus=local_cpus(config), verbose=config.verbose):
         resources = plan(config, private=address is None)
+        if isinstance(shards.root, Path):
+            check_shared([str(shards.root / MANIFEST)])
         task = ready.task(resources, files=model_files(ready.started))
         manifest = {
             "kind": TRAINING_KIND,

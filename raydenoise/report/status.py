@@ -25,7 +25,7 @@ def run(config: StatusConfig) -> dict[str, Any]:
         ValueError: it is no folder of a denoising job, or cannot be read.
     """
     root = place(config.output, argument="output")
-    manifest = _manifest(root)
+    manifest, state = _look(root)  # first: the rows of a job that has ended are all there
     rows = Rows(Output(root).metrics, METRICS)
     counts = rows.one(
         "SELECT count(*) AS done, count(*) FILTER (status <> 'ok') AS failed, max(finished_at) AS last FROM rows"
@@ -39,9 +39,9 @@ def run(config: StatusConfig) -> dict[str, Any]:
         f"GROUP BY error_type ORDER BY images DESC, type LIMIT {SHOWN}"
     )
     total = manifest["pictures"]
-    state = _state(root, manifest["status"])
     rate = (recent["images"] - 1) / recent["seconds"] if recent["images"] > 1 and recent["seconds"] else None
-    left = (total - counts["done"]) / rate if rate and state == "running" else None
+    left = max(0, total - counts["done"])  # OUT may hold more than the last command asked for, as by --limit
+    seconds = left / rate if rate and state == "running" and counts["done"] <= total else None
     return {
         "output": str(root),
         "state": state,
@@ -49,10 +49,10 @@ def run(config: StatusConfig) -> dict[str, Any]:
         "pictures": total,
         "done": counts["done"],
         "failed": counts["failed"],
-        "left": total - counts["done"],
+        "left": left,
         "last_row_at": counts["last"].isoformat() if isinstance(counts["last"], datetime) else None,
         "images_per_s": round(rate, 3) if rate else None,
-        "seconds_left": round(left) if left is not None else None,
+        "seconds_left": round(seconds) if seconds is not None else None,
         "failures": kinds,
     }
 
@@ -64,12 +64,18 @@ def _manifest(root: Place) -> dict[str, Any]:
     return manifest
 
 
-def _state(root: Place, recorded: str) -> str:
-    """What the manifest says; where it says running, whether a job still renews the lease."""
-    if recorded != "running":
-        return recorded
-    number, content = newest(root)
-    return "running" if content is not None and is_alive(root, number, content) else "killed"
+def _look(root: Place) -> tuple[dict[str, Any], str]:
+    """The manifest, and the state: what it says; where it says running, whether a job still renews the lease.
+
+    A job that ends writes its manifest before it gives the lease up: where nobody holds it, the manifest counts again.
+    """
+    manifest = _manifest(root)
+    if manifest["status"] == "running":
+        number, content = newest(root)
+        if content is not None and is_alive(root, number, content):
+            return manifest, "running"
+        manifest = _manifest(root)
+    return manifest, "killed" if manifest["status"] == "running" else manifest["status"]
 
 
 def show(summary: dict[str, Any]) -> None:
@@ -79,8 +85,12 @@ def show(summary: dict[str, Any]) -> None:
     state = summary["state"]
     again = "" if state in ("running", "finished") else "; the same command goes on with it"
     table.add_row("state", f"{state}, started {summary['started_at']}{again}")
-    share = f" ({summary['done'] / summary['pictures']:.1%})" if summary["pictures"] else ""
-    table.add_row("done", f"{summary['done']} of {summary['pictures']} pictures{share}, {summary['failed']} failed")
+    done, pictures, failed = summary["done"], summary["pictures"], f"{summary['failed']} failed"
+    if done > pictures:
+        table.add_row("done", f"{done} pictures, {failed}; the last command asked for {pictures}")
+    else:
+        share = f" ({done / pictures:.1%})" if pictures else ""
+        table.add_row("done", f"{done} of {pictures} pictures{share}, {failed}")
     if summary["images_per_s"]:
         left = summary["seconds_left"]
         told = f", about {left} s left" if left is not None else ""

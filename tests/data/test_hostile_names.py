@@ -1,6 +1,7 @@
 """Laws of odd and hostile names: every output lies below OUT, every input has a name of its own, nothing hangs."""
 
 import os
+import subprocess
 import unicodedata
 from pathlib import Path, PurePosixPath
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from raydenoise.core.image import ImageError
 from raydenoise.data.inputs import below, check_key, list_sources, output_keys
+from raydenoise.data.place import Remote
 from raydenoise.data.storage import publish, read, read_picture
 
 LONGEST = "a" * 251 + ".png"  # 255 bytes, the most that Linux allows
@@ -151,6 +153,41 @@ def test_a_name_that_is_not_utf_8_is_listed(tmp_path: Path) -> None:
     check_key(sources[0].key)
 
 
+def test_an_escaped_name_is_never_that_of_another_file(tmp_path: Path) -> None:
+    for name in (
+        b"a\xff.png",
+        rb"a\xff.png",
+        b"\xff\\xfe.png",
+        b"\xff\xfe.png",
+        b"\xff-folder/x.png",
+        rb"\xff-folder/x.png",
+    ):
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/in/" + name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name)
+    sources = {source.key: source.uri for source in list_sources(str(tmp_path / "in"))}
+    odd = [r"a\xff.png-2", r"\xff\xfe.png", r"\xff\xfe.png-2", r"\xff-folder/x.png-2"]
+    assert sorted(sources) == sorted([*odd, r"a\xff.png", r"\xff-folder/x.png"])
+    assert read(sources[r"a\xff.png"]) == rb"a\xff.png", "each picture has its own name still"
+    for key in odd:
+        assert sources[key].endswith(f"/{key}")
+        with pytest.raises(FileNotFoundError, match="xff"):
+            read_picture(sources[key])
+
+
+def test_a_key_of_a_bucket_that_would_leave_the_folder_is_listed_and_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = ["in/a.png", "in/../../b.png", "in/./c.png", "in/.hidden/d.png", "in/..e/f.png"]
+    monkeypatch.setattr(Remote, "is_file", lambda _: False)
+    monkeypatch.setattr(Remote, "files", lambda _: (Remote("s3", f"bucket/{key}") for key in keys))
+    listed = [source.key for source in list_sources("s3://bucket/in")]
+    assert listed == ["../../b.png", "./c.png", "a.png"]
+    for key in listed[:2]:
+        with pytest.raises(ValueError, match=r"has an empty part, \. or \.\.; allowed: "):
+            check_key(key)
+
+
 def test_loops_of_links_are_listed_once_and_are_errors(tmp_path: Path) -> None:
     (tmp_path / "itself.png").symlink_to(tmp_path / "itself.png")
     (tmp_path / "one.png").symlink_to(tmp_path / "two.png")
@@ -163,6 +200,50 @@ def test_loops_of_links_are_listed_once_and_are_errors(tmp_path: Path) -> None:
     for source in sources[1:]:
         with pytest.raises(OSError, match="symbolic links"):
             read_picture(source.uri)
+
+
+@pytest.mark.timeout(20)
+def test_folders_that_link_one_another_are_each_followed_once(tmp_path: Path) -> None:
+    folders = [tmp_path / "in" / f"{number:02}" for number in range(12)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_bytes(b"x")
+        for other in folders:
+            (folder / f"to-{other.name}").symlink_to(other)
+    keys = [source.key for source in list_sources(str(tmp_path / "in"))]
+    assert [key for key in keys if "to-" not in key] == [f"{folder.name}/a.png" for folder in folders]
+    assert sorted(key.split("/")[-2] for key in keys if "to-" in key) == [f"to-{folder.name}" for folder in folders]
+
+
+def test_a_linked_folder_is_not_followed_into_a_plain_one_above_it(tmp_path: Path) -> None:
+    (tmp_path / "in" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "in" / "a" / "x.png").write_bytes(b"x")
+    (tmp_path / "in" / "a" / "b" / "up").symlink_to(tmp_path / "in" / "a")
+    (tmp_path / "in" / "c").symlink_to(tmp_path / "in" / "a")
+    assert [source.key for source in list_sources(str(tmp_path / "in"))] == ["a/x.png", "c/x.png"]
+
+
+@pytest.mark.timeout(20)
+def test_folders_as_deep_as_a_path_may_be_are_walked(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    depth = 1_500  # 3,000 of the 4,096 bytes of a path
+    here = os.getcwd()  # noqa: PTH109
+    try:
+        os.chdir(tmp_path / "in")
+        for _ in range(depth):  # pathlib and os.makedirs recurse
+            os.mkdir("d")  # noqa: PTH102
+            os.chdir("d")
+        Path("a.png").write_bytes(b"x")
+    finally:
+        os.chdir(here)
+    try:
+        assert [source.key for source in list_sources(str(tmp_path / "in"))] == ["d/" * depth + "a.png"]
+        with pytest.raises(
+            ValueError, match=r"in/\*\*/\*.png' meets hundreds of nested folders; allowed: a folder, with"
+        ):
+            list_sources(f"{tmp_path}/in/**/*.png")
+    finally:
+        subprocess.run(["rm", "-rf", str(tmp_path / "in")], check=True)  # shutil.rmtree recurses, and pytest uses it
 
 
 @pytest.mark.timeout(20)

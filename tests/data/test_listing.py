@@ -35,6 +35,14 @@ def test_rows_are_read_in_order_with_keys_that_mirror_them(tmp_path: Path, suffi
     assert [row["uri"] for table in limited.read() for row in table.to_pylist()] == URIS[:2]
 
 
+def test_other_columns_of_a_csv_may_hold_anything(tmp_path: Path) -> None:
+    rows = ["1,/a.png", *(f"{number},/{number}.png" for number in range(200_000)), 'n/a,"/b\n1,c.png"', "1.5,/d.png"]
+    (tmp_path / "l.csv").write_text("\n".join(["number,uri", *rows]))  # over 1 MiB, from which types were guessed
+    found = [uri for table in check(str(tmp_path / "l.csv"), column="uri").read() for uri in table["uri"].to_pylist()]
+    assert len(found) == len(rows)
+    assert found[-2:] == ["/b\n1,c.png", "/d.png"]
+
+
 def test_names_of_another_format_meet_as_those_of_a_folder_do(tmp_path: Path) -> None:
     listing = check(write(tmp_path / "l.csv", {"uri": URIS}), column="uri", written_format="png")
     names = [name for table in listing.read() for name in table["output_key"].to_pylist()]
@@ -62,15 +70,28 @@ def test_a_listing_is_read_from_a_bucket(bucket: str, tmp_path: Path) -> None:
             {"uri": ["s3://a/b.png", "gs://a/b.png"]},
             r"more than once, or another picture with its output name 'a/b.png'",
         ),
-        ({"uri": ["/a.png", "relative/b.png"]}, r"row 2: 'relative/b.png'; allowed: absolute paths, s3:// and gs://$"),
-        ({"uri": ["/a.png", None]}, r"row 2: None; allowed: "),
+        (
+            {"uri": ["/a.png", "relative/b.png"]},
+            r"row 2 is 'relative/b.png'; allowed: absolute paths, s3:// and gs://$",
+        ),
+        ({"uri": ["/a.png", None], "n": [1, 2]}, r"row 2 is ''; allowed: "),
+        ({"uri": ["/a.png", "file:///b.png"]}, r"row 2 is 'file:///b.png'; allowed: absolute paths, s3:// and gs://$"),
+        ({"uri": ["https://u:pw@host/b?sig=1"]}, r"row 1 is 'https://...'; allowed: a local path, s3://, gs://$"),
+        (
+            {"uri": ["s3://a-key:a/secret@b/c"]},
+            r"row 1 has @, : or \? between s3:// and its first slash; ",
+        ),
+        ({"uri": ["s3://only-a-bucket"]}, r"row 1 is 's3://only-a-bucket'; allowed: absolute paths, s3:// and gs://$"),
         ({"uri": pa.array([], pa.string())}, r"has no row; allowed: one a picture$"),
         ({"url": ["/a.png"]}, r"^column is 'uri'; allowed in this listing: url$"),
     ],
 )
-def test_what_no_job_could_do_is_refused_before_it(tmp_path: Path, columns: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_what_no_job_could_do_is_refused_before_it(
+    tmp_path: Path, columns: dict[str, Any], said: str, suffix: str
+) -> None:
     with pytest.raises(ValueError, match=said):
-        check(write(tmp_path / "l.parquet", columns), column="uri")
+        check(write(tmp_path / f"l{suffix}", columns), column="uri")
 
 
 def test_a_file_that_is_no_listing_is_refused(tmp_path: Path) -> None:

@@ -176,6 +176,35 @@ def test_credentials_of_a_profile_are_enough_to_read(
 
 
 @pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("AWS_SHARED_CREDENTIALS_FILE", "[mine]\naws_access_key_id = a-key\naws_secret_access_key = a-%secret\n"),
+        ("AWS_CONFIG_FILE", "[profile mine]\nsso_session = x\n"),
+    ],
+)
+def test_a_profile_that_cannot_take_a_lease_is_said_at_once(
+    file: str, content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    (tmp_path / file).write_text(content)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    said = "the credentials are those of Amazon's profile 'mine', which .*; allowed: AWS_ACCESS_KEY_ID and AWS_SECRET_"
+    with pytest.raises(OSError, match=f"^{said}") as caught:
+        storage.create(place("s3://bucket/lease"), b"")
+    assert "a-%secret" not in str(caught.value)
+    monkeypatch.setenv("AWS_PROFILE", "another")  # which holds nothing: a machine's role is asked
+    clients.check_keys()
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/token")
+    clients.check_keys()
+    (tmp_path / file).write_text("no such file\n")
+    monkeypatch.delenv("AWS_WEB_IDENTITY_TOKEN_FILE")
+    clients.check_keys()
+
+
+@pytest.mark.parametrize(
     ("environment", "expected"),
     [
         ({}, None),
@@ -231,6 +260,35 @@ def test_neither_pickles_nor_texts_hold_secrets(bucket: str) -> None:
 def test_other_addresses_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"^output is '.*'; allowed: "):
         place(text, argument="output")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["s3://a-key:a-secret@bucket/x", "s3://a-key:a-/secret@bucket//x", "gs://a-secret@b", "s3://b?a-key=a-secret"],
+)
+def test_an_address_with_secrets_is_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"^output has @, : or \? between (s3|gs):// and its first slash; allowed: "
+    ) as caught:
+        place(text, argument="output")
+    assert "a-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["http://a-key:a-secret@host/x", "https://bucket.host/x?signature=a-secret"])
+def test_another_address_is_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^output is 'https?://\.\.\.'; allowed: a local path, s3://, gs://$"):
+        place(text, argument="output")
+
+
+@pytest.mark.parametrize(("scheme", "name"), [("s3", "AWS_ENDPOINT_URL"), ("gs", "STORAGE_EMULATOR_HOST")])
+def test_the_password_of_an_endpoint_is_in_no_error(scheme: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "ATTEMPTS", 0)
+    for variable in ("AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(variable, "x")
+    monkeypatch.setenv(name, "http://user:a-secret@127.0.0.1:1")
+    with pytest.raises(OSError, match=r"http://\*\*\*@127.0.0.1:1/.*a") as caught:
+        storage.read(f"{scheme}://a-bucket-behind-a-password/a.png")
+    assert "a-secret" not in str(caught.value)
 
 
 def test_a_bucket_that_is_not_there_is_an_error_of_the_argument(bucket: str) -> None:

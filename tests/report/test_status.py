@@ -11,6 +11,7 @@ from raydenoise import cli
 from raydenoise.data import storage
 from raydenoise.data.lease import held
 from raydenoise.data.place import place
+from raydenoise.data.schema import metrics_table
 from tests.report.rows import MakeOut, failure, row
 
 
@@ -53,6 +54,34 @@ def test_a_killed_job(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "killed, started 2026-01-02T03:04:05+00:00; the same command goes on with it" in said
     assert "4 of 10 pictures (40.0%), 1 failed" in said
     assert "1 truncated, such as: the file ends early" in said
+
+
+def test_a_job_that_ends_while_it_is_looked_at_is_not_taken_for_a_killed_one(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(root: Path) -> tuple[int, None]:
+        manifest = json.loads((root / "manifest.json").read_text()) | {"status": "finished", "pictures": 5}
+        storage.publish_json(root / "manifest.json", manifest)
+        storage.publish_table(root / "metrics" / "last.parquet", metrics_table([row(4)]))
+        return 0, None
+
+    monkeypatch.setattr("raydenoise.report.status.newest", ends)
+    found = status(capsys, out)
+    assert (found["state"], found["done"], found["left"]) == ("finished", 5, 0)
+
+
+def test_a_folder_with_more_than_the_last_command_asked_for(
+    make_out: MakeOut, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = make_out([row(index) for index in range(4)], pictures=2, status="running")
+    with held(out):
+        found = status(capsys, out)
+        assert (found["state"], found["done"], found["left"], found["seconds_left"]) == ("running", 4, 0, None)
+        assert cli.main(["status", str(out)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "done 4 pictures, 0 failed; the last command asked for 2" in said
+    assert "%" not in said
+    assert "s left" not in said
 
 
 def test_a_finished_job_in_a_bucket(make_out: MakeOut, bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
