@@ -116,6 +116,9 @@ class TrainConfig:
         metavar="A:B",
     )
     grey_share: float = option("share of patches made grey", default=Recipe.grey_share, read=float, metavar="F")
+    colour_share: float = option(
+        "share of patches that get other colours", default=Recipe.colour_share, read=float, metavar="F"
+    )
     quantized_share: float = option(
         "share of patches with noise as 8-bit files hold it", default=Recipe.quantized_share, read=float, metavar="F"
     )

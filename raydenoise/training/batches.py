@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from raydenoise.core.metrics import as_float
 from raydenoise.core.noise import add_awgn, add_poisson_gaussian, quantize
-from raydenoise.core.patches import augment, brightness, generator, to_grey
+from raydenoise.core.patches import augment, brightness, generator, recolour, to_grey
 from raydenoise.training.recipe import Recipe
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
@@ -63,6 +63,8 @@ def training_pair(sample: Sample, *, recipe: Recipe, inputs: int, channels: int)
     else:
         (pixels,) = augment([sample.clean], recipe.augment, rng=rng)
         clean = _planes(as_float(pixels), channels) * brightness(recipe.augment, rng=rng)
+        if channels == sample.clean.shape[-1] == 3 and recipe.colour_share and rng.random() < recipe.colour_share:
+            clean = recolour(clean, rng=rng)
         grey = channels == 3 and (rng.random() < recipe.grey_share or sample.clean.shape[-1] == 1)
         if grey:
             clean = to_grey(clean)

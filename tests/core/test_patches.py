@@ -21,6 +21,7 @@ from raydenoise.core.patches import (
     deviation,
     generator,
     random_crop,
+    recolour,
     shrink,
     to_grey,
 )
@@ -73,6 +74,20 @@ def test_augment_moves_whole_pixels_only(side: int, channels: int, seed: int) ->
     assert sorted(pixels) == sorted(moved)
     (again,) = augment([patch], ("flip", "turn"), rng=np.random.default_rng(seed))
     assert np.array_equal(found, again)
+
+
+def test_recolour_keeps_the_place_of_every_edge() -> None:
+    patch = np.random.default_rng(0).uniform(0.3, 0.6, (7, 9, 3)).astype(np.float32)
+    patch[:, 4:] = 0.5  # one colour there, one colour afterwards
+    seen = [recolour(patch, rng=np.random.default_rng(seed)) for seed in range(50)]
+    for found in seen:
+        assert (found.shape, found.dtype) == (patch.shape, np.float32)
+        assert (found[:, 4:] == found[0, 4]).all()
+        assert found.min() >= 0
+        assert found.max() <= 1
+    spread = [float(np.std(found[:, :4], axis=-1).mean()) for found in seen]
+    assert min(spread) < float(np.std(patch[:, :4], axis=-1).mean()) < max(spread)  # duller and more vivid ones
+    assert np.array_equal(recolour(patch, rng=np.random.default_rng(3)), seen[3])
 
 
 def test_augment_reaches_all_8_orientations() -> None:

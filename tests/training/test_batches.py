@@ -65,6 +65,18 @@ def test_a_grey_sample_has_one_noise_for_three_planes() -> None:
             assert (values[..., :1] == values).all()
 
 
+def test_other_colours_change_the_clean_patch_and_leave_the_noise() -> None:
+    settings = {"augment": (), "grey_share": 0.0, "quantized_share": 0.0, "sigma_range": (20.0, 20.0)}
+    noisy, clean = pair(colour_share=1.0, **settings)
+    assert np.abs(clean - PATCH / np.float32(255)).mean() > 0.01
+    assert clean.min() >= 0
+    assert clean.max() <= 1
+    assert np.std(noisy[..., :3] - clean) == pytest.approx(20 / 255, rel=0.03)
+    grey = PATCH[..., :1]
+    kept = pair(colour_share=1.0, clean=grey, **settings)[1]
+    np.testing.assert_allclose(kept[..., :1], grey / np.float32(255), atol=1e-6)
+
+
 def test_a_grey_network_gets_the_luma_of_a_coloured_patch() -> None:
     noisy, clean = pair(inputs=1, channels=1, augment=(), sigma_range=(0.0, 0.0), quantized_share=0.0)
     assert noisy.shape == clean.shape == (128, 128, 1)
