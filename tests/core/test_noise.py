@@ -143,6 +143,34 @@ def test_estimate_in_grey_is_within_12_percent(name: str) -> None:
     assert estimate_sigma(add_awgn(grey, sigma=25, rng=generator())) == pytest.approx(25, rel=0.12)
 
 
+@pytest.mark.parametrize("name", PHOTOS)
+@pytest.mark.parametrize("sigma", [25, 50])
+def test_what_a_file_clips_is_counted_in(name: str, sigma: float) -> None:
+    noisy = quantize(add_awgn(photo(name), sigma=sigma, rng=generator()))
+    assert float(np.mean((noisy == 0) | (noisy == 1))) > 0.005
+    assert estimate_sigma(noisy) == pytest.approx(sigma, rel=0.06)
+    assert estimate_sigma((noisy * 255).astype(np.uint8)) == pytest.approx(sigma, rel=0.06)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_white_without_visible_noise_does_not_hide_the_rest(channels: int) -> None:
+    half = np.full((240, 320, channels), 0.5, np.float32)
+    half[:, 140:] = 1.5  # so bright that noise never shows
+    noisy = quantize(add_awgn(half, sigma=20, rng=generator()))
+    assert estimate_sigma(noisy) == pytest.approx(20, rel=0.1)
+
+
+def test_fine_texture_beside_something_smooth_is_not_noise() -> None:
+    texture = np.random.default_rng(1).uniform(0.2, 0.8, (160, 160, 1))
+    half = np.concatenate([np.full((160, 160, 1), 0.5), texture], axis=1)
+    assert estimate_sigma(add_awgn(half, sigma=5, rng=generator())) == pytest.approx(5, rel=0.05)
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_a_picture_of_one_colour_at_the_end_of_the_scale_has_no_noise(value: int) -> None:
+    assert estimate_sigma(np.full((40, 60, 3), value, np.uint8)) == pytest.approx(0, abs=1e-3)
+
+
 def test_estimate_of_a_clean_photo_is_small() -> None:
     assert estimate_sigma(photo("astronaut")) < 2  # 1.66: it was a JPEG once, with noise of its own
 
