@@ -103,13 +103,13 @@ def estimate_sigma(image: NDArray[Any]) -> float:
     if side is None:
         return 0.0
     patches = _sample_patches(planes, side)
-    level = _level(patches)
     clipped = _clipped(patches)
-    if clipped or patches.shape[1] == 1:
-        thin = THIN if len(patches) >= THIN * _least(patches) else 1
-        for part in [patches[::thin]] * ROUNDS + [patches]:
-            if level > 0:
-                level = _level(_telling(part, level, clipped=clipped))
+    if not clipped and patches.shape[1] > 1:
+        return 255 * _level(patches)
+    some = patches[::THIN] if len(patches) >= THIN * _least(patches) else patches
+    level = _level(some)
+    for part in (*[some] * ROUNDS, patches):
+        level = _level(_telling(part, level, clipped=clipped)) if level > 0 else 0.0
     return 255 * level
 
 
