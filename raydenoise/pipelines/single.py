@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raydenoise.config.train import model_argument
 from raydenoise.core.image import decode
 from raydenoise.core.patches import generator, random_crop, shrink
 from raydenoise.data.inputs import list_sources
@@ -53,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(given)
     names = [entry.name for entry in fields(Recipe) if entry.name != "arguments"]
-    recipe = Recipe(**{name: _tuple(getattr(arguments, name)) for name in names})
+    chosen = {name: _tuple(getattr(arguments, name)) for name in names}
+    recipe = Recipe(**chosen, arguments=dict(arguments.model_args))
 
     def smaller(picture: Picture, index: int) -> Picture:
         factor = np.random.default_rng([recipe.seed, index]).uniform(*SHRINK_RANGE)
@@ -239,6 +241,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--times", type=int, default=1, metavar="N", help="how often --pictures count against --shrunk")
     parser.add_argument("--output", type=Path, required=True, metavar="RUN")
     parser.add_argument("--init", metavar="NAME|PATH", help="bundle to begin with")
+    parser.add_argument(
+        "--model-args", type=model_argument, nargs="+", default=(), metavar="NAME=N[,N]", help="of its builder"
+    )
     parser.add_argument("--name", default="resunet", help="of the bundle")
     parser.add_argument("--validate-every", type=int, default=500, metavar="STEPS", help="and checkpoint")
     for entry in fields(Recipe):

@@ -59,6 +59,12 @@ def test_the_notebooks_autoencoder_trains_on_any_patch(tmp_path: Path, folder: s
     assert bundle.load(tmp_path / "run" / "bundle").card.architecture == "autoencoder"
 
 
+def test_the_network_takes_arguments(tmp_path: Path, folder: str) -> None:
+    words = ["--pictures", folder, "--output", str(tmp_path / "run"), *OPTIONS]
+    assert single.main([*words, "--model-args", "filters=8,16", "depth=1"]) == 0
+    assert bundle.load(tmp_path / "run" / "bundle").card.arguments == {"filters": [8, 16], "depth": 1}
+
+
 def test_it_begins_with_a_bundle(tmp_path: Path, folder: str, tiny_bundle: Path) -> None:
     still = ["--learning-rate", "1e-12", "--weight-decay", "0"]
     init = ["--init", str(tiny_bundle), "--sigma-range", "5", "80"]
