@@ -74,7 +74,7 @@ def begun(shards: ShardSet, **options: Any) -> bundle.Bundle:
 def test_a_run_begins_with_a_new_network_that_the_seed_determines(tmp_path: Path) -> None:
     shards = shard_set(tmp_path)
     first, again, other = (begun(shards, seed=seed) for seed in (0, 0, 1))
-    assert (first.card.architecture, first.card.arguments) == ("resunet", {"filters": [8, 8], "depth": 1})
+    assert (first.card.architecture, first.card.arguments) == ("resunet", TINY)
     weights = [started.model.get_weights()[0] for started in (first, again, other)]
     np.testing.assert_array_equal(weights[0], weights[1])
     assert (weights[0] != weights[2]).any()
@@ -93,7 +93,8 @@ def test_a_run_begins_with_the_weights_of_a_bundle(tmp_path: Path, tiny_bundle: 
         ({"patch": 28}, "patch is 28; allowed: at most 24, the side of the stored patches"),
         ({"patch": 18}, "patch is 18; allowed: a multiple of 4, the network's alignment"),
         ({"init": "nosuch", "model_args": {}}, "model 'nosuch' is not found; allowed: "),
-        ({"model_args": {"width": 3}}, "model_args do not fit resunet: "),
+        ({"model_args": {"kernel": 3}}, "model_args of resunet: kernel is unknown; allowed: filters, depth"),
+        ({"model_args": {"width": 3}}, "model_args of resunet: width is unknown; did you mean depth?"),
         ({"model_args": {"filters": 8}}, "model_args do not fit resunet: "),
         ({"model_args": {"depth": 0}}, "filters are (48, 128), depth is 0; allowed: one level or more, depth 1 or"),
     ],
