@@ -19,7 +19,7 @@ from raydenoise.data.manifest import TRAINING_KIND, recorded, versions
 from raydenoise.data.place import Remote, place
 from raydenoise.data.shards import MANIFEST, ShardSet, read_manifest
 from raydenoise.pipelines.checks import begin, fingerprint, make_recipe, open_run
-from raydenoise.pipelines.displays import TrainDisplay
+from raydenoise.pipelines.displays import TrainDisplay, say
 from raydenoise.pipelines.finish import finish
 from raydenoise.pipelines.group import Resources, Task, local_cpus, plan
 from raydenoise.pipelines.process import ModelFiles
@@ -98,6 +98,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
         }
         with recorded(root, manifest):
             best, manifest["workers"] = fit(config, task, resources)
+            if any(shards.rows(split) for split in ("validation", "test")):
+                say("measuring the best checkpoint on the validation and test patches", quiet=config.quiet)
             with best.as_directory() as checkpoint:
                 summary = finish(config, task, ready.started, Path(checkpoint))
             manifest["summary"] = summary
