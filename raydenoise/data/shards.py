@@ -104,6 +104,11 @@ class ShardSet:
         """Count the patches of a split."""
         return sum(file.rows for file in self.files[split])
 
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of one pixel, all channels, noisy one included: at most."""
+        return max(self.channels) * (1 + self.paired) * (2 if "uint16" in self.dtypes else 1)
+
 
 def write_shard(path: Place, patches: Iterable[Patch], *, split: Split) -> ShardFile:
     """Publish a shard, whole or not at all. The same patches in the same order make the same bytes.

@@ -90,6 +90,29 @@ def save(
     scores: dict[str, Any],
 ) -> Card:
     """Write a network as a bundle; height and width are freed where they were fixed."""
+    bundle = made(
+        network,
+        name=name,
+        architecture=architecture,
+        arguments=arguments,
+        sigma_range=sigma_range,
+        training=training,
+        scores=scores,
+    )
+    return write(bundle, folder)
+
+
+def made(
+    network: networks.Network,
+    *,
+    name: str,
+    architecture: str,
+    arguments: dict[str, Any],
+    sigma_range: tuple[float, float] | None,
+    training: dict[str, Any],
+    scores: dict[str, Any],
+) -> Bundle:
+    """Give a network its card, without a file yet; height and width are freed where they were fixed."""
     model = rebuilt(network.model, precision="float32", free_size=True)
     card = Card(
         name=fit_name(name),
@@ -107,7 +130,7 @@ def save(
         scores=scores,
         versions={name: version(name) for name in ("keras", keras.backend.backend())},
     )
-    return write(Bundle(model, card), folder)
+    return Bundle(model, card)
 
 
 def halo(reach: Reach) -> int:

@@ -3,9 +3,7 @@
 import inspect
 import json
 import os
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydenoise.config import TrainConfig, TuneConfig
@@ -41,23 +39,21 @@ def begin(config: TrainConfig, shards: ShardSet) -> "Bundle":
         with on_disk(config.init) as path:
             started = bundle.load(path)
     else:
+        check_arguments(config)
         keras.utils.set_random_seed(config.seed)
         try:
             network = networks.build(config.model, **config.model_args)
         except TypeError as error:
             raise ValueError(f"model_args do not fit {config.model}: {error}") from error
-        with tempfile.TemporaryDirectory() as folder:
-            bundle.save(
-                network,
-                Path(folder),
-                name=config.model,
-                architecture=config.model,
-                arguments=config.model_args,
-                sigma_range=config.sigma,
-                training={},
-                scores={},
-            )
-            started = bundle.load(folder, vetted=True)  # written here
+        started = bundle.made(
+            network,
+            name=config.model,
+            architecture=config.model,
+            arguments=config.model_args,
+            sigma_range=config.sigma,
+            training={},
+            scores={},
+        )
     check_sides(config.patch, shards, started)
     if config.freeze_encoder:
         from raydenoise.training.step import freeze_encoder

@@ -9,7 +9,7 @@ from raydenoise import tuning
 from raydenoise.config import TrainConfig, TuneConfig
 from raydenoise.config.space import Space, described
 from raydenoise.data.shards import ShardSet
-from raydenoise.pipelines.checks import begin, check_arguments, check_sides
+from raydenoise.pipelines.checks import begin, check_sides
 from raydenoise.pipelines.process import ModelFiles
 from raydenoise.pipelines.train import Ready, model_files, settle
 
@@ -70,7 +70,6 @@ def _checked(
         )
         known = repr([getattr(training, name) for name in ("model", "model_args", "init", "freeze_encoder", "seed")])
         if known not in networks:
-            check_arguments(training)
             started = begin(training, shards)
             networks[known] = started, model_files(started)
         started, files = networks[known]

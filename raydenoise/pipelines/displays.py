@@ -131,6 +131,11 @@ class Display:
             self.say(f"{self._done} of {self._total} pictures, {self._rate_text()}{left}")
 
 
+def say(text: str, *, quiet: bool) -> None:
+    """Print one line outside of any display."""
+    Console(stderr=True, quiet=quiet, highlight=False).print(text, markup=False, soft_wrap=True)
+
+
 class TrainDisplay:
     """The step of a training, its loss and its validation."""
 

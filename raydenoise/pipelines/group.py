@@ -44,12 +44,6 @@ class Task:
     threads: int | None
     read_cpus: float
 
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of the pixels of one stored patch, at most."""
-        samples = self.shards.patch**2 * max(self.shards.channels) * (1 + self.shards.paired)
-        return samples * (2 if "uint16" in self.shards.dtypes else 1)
-
 
 class Request(Protocol):
     """What a command asks for its workers: the flags of the same names."""

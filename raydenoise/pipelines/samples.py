@@ -19,8 +19,11 @@ from raydenoise.data.shards import Patch, ShardFile, ShardSet, spread, to_patche
 from raydenoise.data.storage import open_parquet
 from raydenoise.training.batches import Sample
 
-CHUNK_BYTES = 32_000_000  # of stored pixels, read by one task: a fraction of a second of work
-CHUNK_STEPS = 256  # at most
+# Of stored pixels, read by one task: some tenths of a second of work. A place of a batch reads on in its lane; a task
+# that ends inside a row group leaves its rest to the next one, which reads the group again: short tasks read twice.
+READ_BYTES = 128_000_000
+KEPT_BYTES = 32_000_000  # of cropped pixels, which a task holds twice
+CHUNK_STEPS = 256  # of a task, at most
 PLANNED = 2_000  # tasks of one execution; another one follows
 VALIDATION_PATCHES = 96  # at most, over all workers: some seconds on two cores for the default network
 
@@ -45,12 +48,16 @@ class Source:
         files: of the training split.
         order: of the samples.
         patch: side of the crop, pixels.
+        stored: side of the stored patches, pixels.
+        pixel_bytes: of one pixel, at most.
         estimate: estimate the level of the noisy patches.
     """
 
     files: tuple[ShardFile, ...]
     order: Order
     patch: int
+    stored: int
+    pixel_bytes: int
     estimate: bool
 
     @classmethod
@@ -62,7 +69,13 @@ class Source:
         """
         files = shards.files["train"]
         sizes = tuple(rows for file in files for rows in file.groups)
-        return cls(files, Order(sizes, batch=batch_size, seed=seed), patch, estimate)
+        order = Order(sizes, batch=batch_size, seed=seed)
+        return cls(files, order, patch, shards.patch, shards.pixel_bytes, estimate)
+
+    def chunk_steps(self, slots: int) -> int:
+        """Choose the steps of which one task reads the samples of so many slots."""
+        read, kept = (slots * side**2 * self.pixel_bytes for side in (self.stored, self.patch))
+        return max(1, min(CHUNK_STEPS, READ_BYTES // read, KEPT_BYTES // kept))
 
     @cached_property
     def places(self) -> list[tuple[ShardFile, int]]:
@@ -70,9 +83,7 @@ class Source:
         return [(file, group) for file in self.files for group in range(len(file.groups))]
 
 
-def samples(
-    source: Source, *, slots: range, first: int, last: int, stored_bytes: int, cpus: float
-) -> Iterator[list[Sample]]:
+def samples(source: Source, *, slots: range, first: int, last: int, cpus: float) -> Iterator[list[Sample]]:
     """Stream one worker's part of the batches, from step `first` up to `last`, not included.
 
     Args:
@@ -80,10 +91,9 @@ def samples(
         slots: the worker's part of each global batch.
         first: step, counted over all epochs.
         last: step after the last one.
-        stored_bytes: of a patch's pixels, noisy ones included.
         cpus: logical CPUs that reading may take.
     """
-    steps = max(1, min(CHUNK_STEPS, CHUNK_BYTES // (stored_bytes * len(slots))))
+    steps = source.chunk_steps(len(slots))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -114,7 +124,9 @@ def read_chunk(chunk: pa.Table, *, source: Source, slots: range) -> pa.Table:
     ):
         with open_parquet(file.path) as opened:
             for read in parts:
-                stored = opened.read_row_group(source.places[read.group][1]).take(pa.array(read.rows))
+                # In this thread: others would only compete with the training for the cores.
+                group = opened.read_row_group(source.places[read.group][1], use_threads=False)
+                stored = group.take(pa.array(read.rows))
                 for row, (step, slot) in zip(_cropped(to_patches(stored), read, source), read.places, strict=True):
                     rows[(step - bounds["first"]) * width + slots.index(slot)] = row
     return pa.Table.from_pylist(rows, schema=SAMPLES)

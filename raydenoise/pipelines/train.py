@@ -19,7 +19,7 @@ from raydenoise.data.manifest import TRAINING_KIND, recorded, versions
 from raydenoise.data.place import Remote, place
 from raydenoise.data.shards import MANIFEST, ShardSet, read_manifest
 from raydenoise.pipelines.checks import begin, fingerprint, make_recipe, open_run
-from raydenoise.pipelines.displays import TrainDisplay
+from raydenoise.pipelines.displays import TrainDisplay, say
 from raydenoise.pipelines.finish import finish
 from raydenoise.pipelines.group import Resources, Task, local_cpus, plan
 from raydenoise.pipelines.process import ModelFiles
@@ -83,7 +83,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
     }
     open_run(config, root, json.loads(json.dumps(facts)))
     address = cluster_address(config.address)
-    with session(address, cpus=local_cpus(config), verbose=config.verbose):
+    # Niceness 0: at Ray's 15 whatever else runs on the machine would take the processor from every step.
+    with session(address, cpus=local_cpus(config), niceness=0, verbose=config.verbose):
         resources = plan(config, private=address is None)
         if isinstance(shards.root, Path):
             check_shared([str(shards.root / MANIFEST)])
@@ -98,6 +99,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
         }
         with recorded(root, manifest):
             best, manifest["workers"] = fit(config, task, resources)
+            if any(shards.rows(split) for split in ("validation", "test")):
+                say("measuring the best checkpoint on the validation and test patches", quiet=config.quiet)
             with best.as_directory() as checkpoint:
                 summary = finish(config, task, ready.started, Path(checkpoint))
             manifest["summary"] = summary

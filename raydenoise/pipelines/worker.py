@@ -51,7 +51,8 @@ def work(task: Task, board: Any) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     board.join.remote(rank=rank, name=worker_name())
-    strategy = _strategy(task, workers)  # before anything else of TensorFlow runs
+    # Before anything else of TensorFlow runs.
+    strategy = join_group(workers, threads=task.threads, gpus=bool(assigned_gpus()), seed=task.recipe.seed)
     engine = MirroredEngine(read_network(task), task.recipe, strategy=strategy)
     facts = _restored(engine)
     if ray.get(board.gives_up.remote(step=facts.step)):
@@ -65,7 +66,6 @@ def work(task: Task, board: Any) -> None:
             slots=range(rank * share, (rank + 1) * share),
             first=facts.step,
             last=task.recipe.steps,
-            stored_bytes=task.stored_bytes,
             cpus=task.read_cpus,
         ):
             yield stacked(training_pair(s, recipe=task.recipe, inputs=inputs, channels=channels) for s in part)
@@ -126,20 +126,25 @@ def read_network(task: Task) -> Network:
     return loaded.network
 
 
-def _strategy(task: Task, workers: int) -> tf.distribute.Strategy:
-    """Settle the threads and join the group."""
-    if task.threads is not None:
-        tf.config.threading.set_intra_op_parallelism_threads(task.threads)
-        tf.config.threading.set_inter_op_parallelism_threads(task.threads)
-    if not assigned_gpus():  # on a CPU it costs nothing; a GPU would lose speed
+def join_group(workers: int, *, threads: int | None, gpus: bool, seed: int) -> tf.distribute.Strategy:
+    """Settle the threads of this process and join the group that TF_CONFIG names.
+
+    Args:
+        workers: of the group; 1 needs no TF_CONFIG.
+        threads: of the processor; None for TensorFlow's choice.
+        gpus: this process has one.
+        seed: of what Keras draws.
+    """
+    if threads is not None:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    if not gpus:  # on a CPU it costs nothing; a GPU would lose speed
         tf.config.experimental.enable_op_determinism()
-    keras.utils.set_random_seed(task.recipe.seed)
+    keras.utils.set_random_seed(seed)
     if workers == 1:
         return tf.distribute.get_strategy()
     kind = tf.distribute.experimental.CommunicationImplementation
-    options = tf.distribute.experimental.CommunicationOptions(
-        implementation=kind.NCCL if assigned_gpus() else kind.RING
-    )
+    options = tf.distribute.experimental.CommunicationOptions(implementation=kind.NCCL if gpus else kind.RING)
     return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
 
 

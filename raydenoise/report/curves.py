@@ -22,6 +22,10 @@ def learning_curve(metrics: Place, *, path: Place) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True)
     upper.plot(rows["step"], rows["loss"], linewidth=1)
     upper.set(ylabel="loss", yscale="log")
+    lowest, highest = upper.get_ylim()
+    upper.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    # Within a decade there may be no major tick; over more of them the labels of all minor ones would overlap.
+    upper.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if highest < 10 * lowest else "")
     for name, label in (("psnr_15", "sigma 15"), ("psnr_25", "sigma 25"), ("psnr_50", "sigma 50"), ("psnr", "mean")):
         points = [(step, value) for step, value in zip(rows["step"], rows[name], strict=True) if value is not None]
         if points:

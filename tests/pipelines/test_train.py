@@ -201,9 +201,14 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "broken"
 
 
-def test_the_notebooks_autoencoder_leaves_its_h5(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    options = {"model": "autoencoder", "model_args": {}, "loss": "mse", "learning_rate": 1e-3}
+def test_the_notebooks_autoencoder_leaves_its_h5(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"model": "autoencoder", "model_args": {}, "loss": "mse", "learning_rate": 1e-3, "quiet": False}
     run(tmp_path / "run", **options, steps=4, checkpoint_every=4, validate_every=4)
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first == "training for 4 steps: starting Ray and the workers"
+    assert last == "measuring the best checkpoint on the validation and test patches"
     model = keras.models.load_model(tmp_path / "run" / "autoencoder.h5", compile=False)
     assert model.input_shape == (None, 256, 256, 3)
     trained = bundle.load(tmp_path / "run" / "bundle").model

@@ -27,7 +27,16 @@ from raydenoise.model import bundle
 from raydenoise.model.networks import Planes
 from raydenoise.pipelines import checks, finish, group, train
 from raydenoise.pipelines.runlog import EVENTS, METRICS, RunLog
-from raydenoise.pipelines.samples import SAMPLES, Source, held_out, read_chunk, to_samples
+from raydenoise.pipelines.samples import (
+    CHUNK_STEPS,
+    KEPT_BYTES,
+    READ_BYTES,
+    SAMPLES,
+    Source,
+    held_out,
+    read_chunk,
+    to_samples,
+)
 from raydenoise.report.curves import learning_curve
 from raydenoise.training.batches import Sample
 from raydenoise.training.loop import Progress
@@ -74,7 +83,7 @@ def begun(shards: ShardSet, **options: Any) -> bundle.Bundle:
 def test_a_run_begins_with_a_new_network_that_the_seed_determines(tmp_path: Path) -> None:
     shards = shard_set(tmp_path)
     first, again, other = (begun(shards, seed=seed) for seed in (0, 0, 1))
-    assert (first.card.architecture, first.card.arguments) == ("resunet", {"filters": [8, 8], "depth": 1})
+    assert (first.card.architecture, first.card.arguments) == ("resunet", TINY)
     weights = [started.model.get_weights()[0] for started in (first, again, other)]
     np.testing.assert_array_equal(weights[0], weights[1])
     assert (weights[0] != weights[2]).any()
@@ -93,7 +102,8 @@ def test_a_run_begins_with_the_weights_of_a_bundle(tmp_path: Path, tiny_bundle: 
         ({"patch": 28}, "patch is 28; allowed: at most 24, the side of the stored patches"),
         ({"patch": 18}, "patch is 18; allowed: a multiple of 4, the network's alignment"),
         ({"init": "nosuch", "model_args": {}}, "model 'nosuch' is not found; allowed: "),
-        ({"model_args": {"width": 3}}, "model_args do not fit resunet: "),
+        ({"model_args": {"kernel": 3}}, "model_args of resunet: kernel is unknown; allowed: filters, depth"),
+        ({"model_args": {"width": 3}}, "model_args of resunet: width is unknown; did you mean depth?"),
         ({"model_args": {"filters": 8}}, "model_args do not fit resunet: "),
         ({"model_args": {"depth": 0}}, "filters are (48, 128), depth is 0; allowed: one level or more, depth 1 or"),
     ],
@@ -619,19 +629,15 @@ def test_pairs_are_scored_once(tmp_path: Path) -> None:
     assert scores == {"psnr_noisy": level, "psnr_denoised": level}
 
 
-def test_the_stored_bytes_of_a_patch_are_those_of_its_largest_kind(tmp_path: Path) -> None:
-    for kind, expected in (({}, 3), ({"channels": 1}, 1), ({"dtype": "uint16"}, 6), ({"paired": True}, 6)):
-        shards = shard_set(tmp_path, **kind)
-        task = group.Task(
-            run=tmp_path,
-            files=None,  # type: ignore[arg-type]
-            frozen=False,
-            recipe=config().recipe(steps=1, architecture="resunet", paired=False, precision="float32"),
-            shards=shards,
-            source=Source.of(shards, batch_size=4, patch=16, seed=0, estimate=False),
-            checkpoint_every=1,
-            validate_every=1,
-            threads=None,
-            read_cpus=1.0,
-        )
-        assert task.stored_bytes == SIDE**2 * expected
+def test_a_task_reads_and_keeps_a_bounded_number_of_bytes(tmp_path: Path) -> None:
+    for kind, pixel in (({}, 3), ({"channels": 1}, 1), ({"dtype": "uint16"}, 6), ({"paired": True}, 6)):
+        source = Source.of(shard_set(tmp_path, **kind), batch_size=4, patch=16, seed=0, estimate=False)
+        assert (source.pixel_bytes, source.stored) == (pixel, SIDE)
+        for stored, cropped, slots in ((256, 64, 32), (256, 256, 16), (1024, 32, 2), (4096, 4096, 64), (24, 16, 2)):
+            of_sides = replace(source, stored=stored, patch=cropped)
+            steps = of_sides.chunk_steps(slots)
+            read, kept = (steps * slots * side**2 * pixel for side in (stored, cropped))
+            assert steps == 1 or (read <= READ_BYTES and kept <= KEPT_BYTES)
+            assert 1 <= steps <= CHUNK_STEPS
+            more = (steps + 1) / steps
+            assert steps == CHUNK_STEPS or read * more > READ_BYTES or kept * more > KEPT_BYTES
