@@ -73,13 +73,7 @@ def cluster_address(given: str | None) -> str | None:
 
 @contextmanager
 def session(
-    address: str | None,
-    *,
-    cpus: int,
-    gpus: int | None = None,
-    dashboard: bool = False,
-    niceness: int | None = None,
-    verbose: bool,
+    address: str | None, *, cpus: int, gpus: int | None = None, dashboard: bool = False, verbose: bool
 ) -> Iterator[None]:
     """Connect to the cluster or start a private local Ray, quiet unless asked, and leave it at the end.
 
@@ -88,7 +82,6 @@ def session(
         cpus: that a private local Ray declares.
         gpus: that it declares; None for those of the machine.
         dashboard: start its dashboard too, which answers questions about actors; all its workers ask this one.
-        niceness: of the processes of a private local Ray, beside the driver's; None for Ray's choice, which is 15.
         verbose: let Ray talk.
 
     Raises:
@@ -97,9 +90,7 @@ def session(
     level = logging.INFO if verbose else logging.ERROR
     common = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
     if address is None:
-        asked: dict[str, Any] = dashboard_options() if dashboard else {"include_dashboard": False}
-        if niceness is not None:
-            asked |= {"_system_config": {"worker_niceness": niceness}}
+        asked = dashboard_options() if dashboard else {"include_dashboard": False}
         ray.init(address="local", num_cpus=cpus, num_gpus=gpus, **asked, **common)
     else:
         try:

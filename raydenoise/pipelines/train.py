@@ -83,8 +83,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     }
     open_run(config, root, json.loads(json.dumps(facts)))
     address = cluster_address(config.address)
-    # Niceness 0: at Ray's 15 whatever else runs on the machine would take the processor from every step.
-    with session(address, cpus=local_cpus(config), niceness=0, verbose=config.verbose):
+    with session(address, cpus=local_cpus(config), verbose=config.verbose):
         resources = plan(config, private=address is None)
         if isinstance(shards.root, Path):
             check_shared([str(shards.root / MANIFEST)])

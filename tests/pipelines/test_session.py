@@ -1,4 +1,3 @@
-import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,7 +5,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-import ray
 
 from raydenoise.config import DenoiseConfig
 from raydenoise.data.manifest import Output
@@ -169,9 +167,3 @@ def test_denoise_looks_at_a_file_of_each_of_its_folders(tmp_path: Path) -> None:
     assert Path(written).parent == tmp_path / "out" / ".partial"
     job = denoise.Job(DenoiseConfig(list="l.csv", output="out"), Output(tmp_path / "out"), *[None] * 5)  # type: ignore[arg-type]
     assert len(job._local_files("s3://bucket/a.png")) == 1, "of OUT alone"
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning:ray")
-def test_a_private_ray_has_the_niceness_that_is_asked_for() -> None:
-    with session.session(None, cpus=1, niceness=3, verbose=False):
-        assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0) + 3
