@@ -13,8 +13,8 @@ import ray.data
 
 from raydenoise.config import DenoiseConfig
 from raydenoise.data import inputs, storage
-from raydenoise.data.lease import Lease, check_free, held
-from raydenoise.data.ledger import Ledger, check_ours, check_same, clear, free_part, settle
+from raydenoise.data.lease import check_free, held
+from raydenoise.data.ledger import Commits, Ledger, check_ours, check_same, clear, settle
 from raydenoise.data.manifest import DENOISING_KIND, Output, RowWriter, check_writable, recorded, versions
 from raydenoise.data.place import place
 from raydenoise.data.schema import METRICS
@@ -22,7 +22,7 @@ from raydenoise.model.card import Card, check_sigma
 from raydenoise.pipelines.attempts import start
 from raydenoise.pipelines.displays import Display
 from raydenoise.pipelines.gauges import Gauges
-from raydenoise.pipelines.process import ModelFiles, read_files
+from raydenoise.pipelines.process import ModelFiles, read_files, tried
 from raydenoise.pipelines.session import (
     Plan,
     cluster_address,
@@ -70,11 +70,16 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
     else:
         check_same(output, manifest)
     address = cluster_address(config.address)
-    with session(address, cpus=local_cpus(config), verbose=config.verbose), ExitStack() as stack:
+    with ExitStack() as stack:
+        wait = stack.enter_context(tried({card.name: files}))
+        stack.enter_context(session(address, cpus=local_cpus(config), verbose=config.verbose))
         make_plan(config, images=len(pictures))  # what it refuses, it refuses before anything is written
+        wait()
         lease = stack.enter_context(held(output.root, free=free))
         lease.check()
         check_shared(_read_files(config, pictures), output=output.root)
+        commits = Commits(output, lease)
+        commits.fence()
         if config.overwrite:
             check_ours(output)
             clear(output)
@@ -82,7 +87,10 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
             check_same(output, manifest)  # again: another job may have come and gone
         totals = Totals()
         ledger = settle(
-            output, retry_failed=config.retry_failed, count=partial(totals.add, referenced=bool(config.reference))
+            output,
+            retry_failed=config.retry_failed,
+            count=partial(totals.add, referenced=bool(config.reference)),
+            allowed=lease.check,
         )
         left = pictures.without(ledger)
         plan = make_plan(config, images=max(1, len(left)))
@@ -92,7 +100,7 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
         with recorded(output.root, manifest):
             try:
                 if len(left):
-                    Job(config, output, files, card, plan, ledger, lease).run(left, totals)
+                    Job(config, output, files, card, plan, ledger, commits).run(left, totals)
             except ValueError as error:  # Ray's task errors take the type of their cause: no argument is to blame here
                 raise RuntimeError(str(error)) from error
             finally:
@@ -112,7 +120,7 @@ class Job:
     card: Card
     plan: Plan
     ledger: Ledger
-    lease: Lease
+    commits: Commits
 
     def run(self, pictures: Pictures, totals: Totals) -> None:
         """Run the pipeline and commit its rows.
@@ -134,8 +142,8 @@ class Job:
             self.output.metrics,
             schema=METRICS,
             now=time.monotonic(),
-            name=f"part-{max(self.lease.number, free_part(self.output)):05d}",
-            allowed=self.lease.check,
+            first=self.commits.next(),
+            publish=self.commits.create,
         )
         gauges = Gauges()
         waiting = partial(waiting_for_nodes, cpus=plan.cpus, gpus=plan.gpus)

@@ -35,6 +35,7 @@ from raydenoise.pipelines.process import (
     on_disk,
     prepare_tensorflow,
     read_files,
+    tried,
     worker_name,
 )
 from raydenoise.pipelines.session import (
@@ -76,8 +77,12 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         "models": {name: _facts(model) for name, model in models.items()},
         "versions": versions(),
     }
-    with session(address, cpus=local_cpus(config), verbose=config.verbose):
+    with (
+        tried({name: model[0] for name, model in models.items() if model is not None}) as wait,
+        session(address, cpus=local_cpus(config), verbose=config.verbose),
+    ):
         plan = make_plan(config, images=len(sources))
+        wait()
         check_shared(_read_files(sources), output=root)
         manifest["ray"] = {"address": address or "local", "plan": asdict(plan)}
         with recorded(root, manifest):
