@@ -22,6 +22,7 @@ DENOISING_KIND, TRAINING_KIND = "raydenoise denoising", "raydenoise training"
 EVALUATION_KIND = "raydenoise evaluation"
 MANIFEST = "manifest.json"
 PART_ROWS = 10_000  # rows of a metrics file: about 1 MB
+COMBINED = 64  # tables of a row or some, each of which takes kilobytes beside its row
 PART_SECONDS = 30.0  # a killed driver loses at most this much of the metrics
 
 
@@ -152,6 +153,8 @@ class RowWriter:
         """Take rows; publish what is due."""
         self._pending.append(rows)
         self._waiting += len(rows)
+        if len(self._pending) >= COMBINED:
+            self._pending = [pa.concat_tables(self._pending).combine_chunks()]
         if self._waiting >= PART_ROWS or now - self._since >= PART_SECONDS:
             self.flush(now=now)
 
