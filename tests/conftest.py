@@ -14,6 +14,8 @@ import PIL.Image
 import pytest
 from moto.server import ThreadedMotoServer
 
+from tests.flaky import Flaky, served
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
@@ -81,8 +83,22 @@ def s3_endpoint() -> Iterator[str]:
 @pytest.fixture
 def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A fresh bucket, which this process and those that it starts reach by their environment."""
+    return fresh_bucket(s3_endpoint, monkeypatch)
+
+
+@pytest.fixture
+def flaky_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Flaky]]:
+    """The same at an endpoint that can have troubles."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    with served() as (endpoint, flaky):
+        yield fresh_bucket(endpoint, monkeypatch), flaky
+    forget_clients()
+
+
+def fresh_bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Make a bucket and set the environment for it."""
     for name, value in {
-        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "an-access-key",
         "AWS_SECRET_ACCESS_KEY": "a-secret-key",
         "AWS_REGION": "us-east-1",

@@ -121,7 +121,16 @@ def test_the_bare_import_takes_milliseconds() -> None:
 
 def test_light_modules_stay_light() -> None:
     light = [name for name in modules() if name.split("/")[0] in ("core", "data", "report")]
-    light += ["model/card.py", "model/vetting.py", "config.py", "cli.py", "preview.py", "inspection.py", "tuning.py"]
+    light += [
+        "model/card.py",
+        "model/vetting.py",
+        "model/trial.py",
+        "config.py",
+        "cli.py",
+        "preview.py",
+        "inspection.py",
+        "tuning.py",
+    ]
     names = [name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in light]
     statements = "; ".join(f"import raydenoise.{name}" for name in names)
     assert run(f"import json, sys; {statements}\nprint(json.dumps(sorted({set(HEAVY)} & set(sys.modules))))") == []

@@ -20,7 +20,7 @@ from raydenoise.data.place import Place, Remote, place
 _Identity = tuple[int, int]  # of a folder: its device and number there
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class Source:
     """One input picture.
 

@@ -36,10 +36,11 @@ class Lease:
 
     Attributes:
         number: of the lease; none before had it.
+        after_dead: the one before was never released: its holder may only be stopped, and go on.
     """
 
-    def __init__(self, root: Place, number: int, *, seconds: float) -> None:
-        self.number = number
+    def __init__(self, root: Place, number: int, *, seconds: float, after_dead: bool = False) -> None:
+        self.number, self.after_dead = number, after_dead
         self._folder, self._seconds = root / FOLDER, seconds
         self._content: dict[str, Any] = {"holder": uuid.uuid4().hex, **_process(), "beat": 0, "held": True}
         storage.create(self._file, _encoded(self._content))
@@ -110,10 +111,11 @@ def held(root: Place, *, seconds: float = LEASE_SECONDS, free: int = 0) -> Itera
         ValueError: another job holds it, or it cannot be written.
     """
     try:
-        number = newest(root)[0]
+        number, content = newest(root)
         if number != free:
             number = check_free(root, seconds=seconds)
-        lease = Lease(root, number + 1, seconds=seconds)
+            _, content = newest(root)
+        lease = Lease(root, number + 1, seconds=seconds, after_dead=bool(content and content["held"]))
     except FileExistsError:
         raise ValueError(f"output {str(root)!r} was taken by another job just now; allowed: one at a time") from None
     except OSError as error:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raydenoise.data import lease, storage
-from raydenoise.data.manifest import DENOISING_KIND, Output
+from raydenoise.data.manifest import DENOISING_KIND, Output, part_name
+from raydenoise.data.place import Place
 from raydenoise.data.schema import METRICS, SOURCES
 
 DIGEST = "S16"  # 128 bits of a key: two million take 32 MB, and no two of them ever agree
@@ -87,7 +89,8 @@ def check_ours(output: Output) -> dict[str, Any] | None:
     try:
         before = json.loads(output.manifest.read_bytes())
     except FileNotFoundError:
-        held = [path.name for path in (output.metrics, output.images) if path.exists()]
+        rows = not all(_is_empty(output.metrics / name) for name in storage.names(output.metrics))
+        held = ["metrics"] * rows + ["images"] * output.images.exists()
         if held:
             raise ValueError(
                 f"output {str(output.root)!r} already holds something ({', '.join(held)}) and no manifest of a run; "
@@ -135,18 +138,70 @@ def computed_in(output: Output) -> str | None:
     return None
 
 
-def free_part(output: Output) -> int:
-    """A number that no file of rows has; the lease's is above them all, unless somebody removed the leases."""
-    return 1 + max((int(name.split("-")[1]) for name in storage.names(output.metrics)), default=0)
+@dataclass(frozen=True)
+class Commits:
+    """How rows are committed: in files with numbers of one row, each of which can be created once.
+
+    So a job that lost its lease without noticing it commits nothing: where it was stopped, between its last look at the
+    lease and the creation of a file, the number that it knows as the next one was taken by who came after it (`fence`).
+    """
+
+    output: Output
+    lease: lease.Lease
+
+    def next(self) -> int:
+        """The number behind those of all files."""
+        numbers = (int(name.removesuffix(".parquet").split("-")[1]) for name in storage.names(self.output.metrics))
+        return 1 + max(numbers, default=0)
+
+    def fence(self) -> None:
+        """Take the next number for no rows, where the job before may go on: before its rows are read."""
+        while self.lease.after_dead:
+            with suppress(FileExistsError):  # it has just committed
+                self.create(self.output.metrics / part_name(self.next()), METRICS.empty_table())
+                return
+
+    def create(self, path: Place, rows: pa.Table) -> None:
+        """Commit rows.
+
+        Raises:
+            LeaseLostError: another job writes this folder.
+        """
+        self.lease.check()
+        told = rows.replace_schema_metadata({"lease": str(self.lease.number)})  # no two jobs' files are the same
+        try:
+            storage.create_table(path, told)
+        except FileExistsError:
+            raise lease.LeaseLostError(f"{path} is another job's, which took over; nothing more was written") from None
 
 
 def clear(output: Output) -> None:
-    """Remove a run, its rows first: no reader sees a row without its picture."""
-    for path in (output.metrics, output.manifest, output.images, output.scratch):
+    """Remove a run, its rows first: no reader sees a row without its picture. Its manifest goes last, so that a killed
+    job leaves a run. Files without rows stay: `Commits.fence`.
+    """
+    for name in storage.names(output.metrics):
+        if not _is_empty(output.metrics / name):
+            storage.remove(output.metrics / name)
+    if not storage.names(output.metrics):
+        storage.remove(output.metrics)
+    for path in (output.images, output.scratch, output.manifest):
         storage.remove(path)
 
 
-def settle(output: Output, *, retry_failed: bool, count: Callable[[pa.Table], None] = lambda _: None) -> Ledger:
+def _is_empty(path: Place) -> bool:
+    try:
+        return bool(storage.open_parquet(path).metadata.num_rows == 0)
+    except (OSError, pa.ArrowException):  # it is damaged
+        return False
+
+
+def settle(
+    output: Output,
+    *,
+    retry_failed: bool,
+    count: Callable[[pa.Table], None] = lambda _: None,
+    allowed: Callable[[], None] = lambda: None,
+) -> Ledger:
     """Read the committed rows and drop those that are not done: their picture is gone, or their failure is to be
     tried again. What a killed job left behind of unfinished files goes too.
 
@@ -154,6 +209,7 @@ def settle(output: Output, *, retry_failed: bool, count: Callable[[pa.Table], No
         output: of the run, which no other job writes.
         retry_failed: drop rows of failures.
         count: gets the rows that stay, a table at a time.
+        allowed: called before rows are dropped; raises where they must not be.
     """
     storage.remove(output.scratch)
     for left in _partial(output):
@@ -167,6 +223,7 @@ def settle(output: Output, *, retry_failed: bool, count: Callable[[pa.Table], No
         rows = storage.open_parquet(path).read().cast(METRICS)
         kept = rows.filter(pa.array(_stands(rows, written, retry_failed=retry_failed)))
         if len(kept) < len(rows):
+            allowed()
             storage.publish_table(path, kept)
         seen.append(digests(kept["key"].to_pylist()))
         named.append(digests(name for uri in kept["output_uri"].to_pylist() for name in _names(uri)))

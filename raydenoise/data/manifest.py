@@ -22,6 +22,7 @@ DENOISING_KIND, TRAINING_KIND = "raydenoise denoising", "raydenoise training"
 EVALUATION_KIND = "raydenoise evaluation"
 MANIFEST = "manifest.json"
 PART_ROWS = 10_000  # rows of a metrics file: about 1 MB
+COMBINED = 64  # tables of a row or some, each of which takes kilobytes beside its row
 PART_SECONDS = 30.0  # a killed driver loses at most this much of the metrics
 
 
@@ -130,8 +131,8 @@ class RowWriter:
         folder: of the files.
         schema: of the rows.
         now: the time.
-        name: that the names of the files begin with.
-        allowed: called before a file is published; raises where it must not be.
+        first: number of the first file.
+        publish: writes a file.
     """
 
     def __init__(
@@ -140,11 +141,11 @@ class RowWriter:
         *,
         schema: pa.Schema,
         now: float,
-        name: str = "part",
-        allowed: Callable[[], None] = lambda: None,
+        first: int = 0,
+        publish: Callable[[Place, pa.Table], None] = publish_table,
     ) -> None:
         self._folder, self._schema, self._since, self._parts = folder, schema, now, 0
-        self._name, self._allowed = name, allowed
+        self._first, self._publish = first, publish
         self._pending: list[pa.Table] = []
         self._waiting = 0  # rows of these
 
@@ -152,6 +153,8 @@ class RowWriter:
         """Take rows; publish what is due."""
         self._pending.append(rows)
         self._waiting += len(rows)
+        if len(self._pending) >= COMBINED:
+            self._pending = [pa.concat_tables(self._pending).combine_chunks()]
         if self._waiting >= PART_ROWS or now - self._since >= PART_SECONDS:
             self.flush(now=now)
 
@@ -161,9 +164,13 @@ class RowWriter:
         if not self._pending and self._parts:
             return
         table = pa.concat_tables(self._pending) if self._pending else self._schema.empty_table()
-        self._allowed()
-        publish_table(self._folder / f"{self._name}-{self._parts:05d}.parquet", table.cast(self._schema))
+        self._publish(self._folder / part_name(self._first + self._parts), table.cast(self._schema))
         self._pending, self._waiting, self._parts = [], 0, self._parts + 1
+
+
+def part_name(number: int) -> str:
+    """The name of a file of rows."""
+    return f"part-{number:05d}.parquet"
 
 
 def versions() -> dict[str, str]:

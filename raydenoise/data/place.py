@@ -146,7 +146,10 @@ class Remote:
             stream.write(data)
 
     def create(self, data: bytes) -> None:
-        """Write it, unless it is there: of several that try, one succeeds.
+        """Write it, unless it is there: of several that try with different data, one succeeds.
+
+        The answer to one that succeeded may be lost, and the client's next attempt then meets its own object: what is
+        there is read, and ours where it holds our data.
 
         Raises:
             FileExistsError: it is there.
@@ -154,8 +157,12 @@ class Remote:
         """
         if self.scheme == "s3":
             clients.check_keys()
-        with _as_oserror(self):
-            obstore.put(*self._named, data, mode="create")
+        try:
+            with _as_oserror(self):
+                obstore.put(*self._named, data, mode="create")
+        except FileExistsError:
+            if self.read_bytes() != data:
+                raise
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove the object."""

@@ -153,9 +153,22 @@ def size(path: Place) -> int:
 
 def publish_table(path: Place, table: pa.Table) -> None:
     """Publish a parquet file."""
+    publish(path, _parquet(table))
+
+
+def create_table(path: Place, table: pa.Table) -> None:
+    """Create a parquet file as `create` does.
+
+    Raises:
+        FileExistsError: it is there.
+    """
+    create(path, _parquet(table))
+
+
+def _parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    publish(path, sink.getvalue().to_pybytes())
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def publish_folder(folder: Path, target: Place) -> None:

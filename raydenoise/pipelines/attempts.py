@@ -4,6 +4,9 @@ Ray tries a block whose process died again, for ever. So every process says whic
 small actor, which outlives it. What a process had begun when it died is suspect: it is done alone next time, so that a
 second death tells which picture it was; after `--attempts` deaths it is given up. A picture that takes longer than
 `--image-timeout` is given up at once, and its process ends itself: nothing else stops native code.
+
+A machine that vanishes is not the picture's fault, and Ray may take a minute to notice one. So before a picture is
+given up, the machines of its dead processes must prove that they outlived these: by doing a task.
 """
 
 import faulthandler
@@ -12,19 +15,21 @@ import socket
 import threading
 import time
 import uuid
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydenoise.pipelines.session import here
 
 LOOK_SECONDS = 0.5  # between two looks at how long pictures take
 GRACE_SECONDS = 30.0  # a process that could not look for so long beyond the timeout is stuck as a whole
+ANSWER_SECONDS = 120.0  # that a machine may take to prove that it is there; Ray gives a silent one up sooner
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,12 @@ class Verdicts:
     Attributes:
         suspect: keys of those that were begun by a process that died.
         given_up: key -> the columns of its error row.
+        unsure: dead process -> its node, where it decides about a picture whether that died too.
     """
 
     suspect: frozenset[str]
     given_up: dict[str, dict[str, str]]
+    unsure: dict[str, str] = field(default_factory=dict)
 
 
 class Attempts:
@@ -46,23 +53,46 @@ class Attempts:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._begun: dict[str, dict[str, str]] = defaultdict(dict)  # key -> process -> its node
-        self._deaths: Counter[str] = Counter()
+        self._accused: dict[str, dict[str, str]] = defaultdict(dict)  # the same of those that died meanwhile
+        self._outlived: dict[str, bool] = {}  # dead process -> whether its node outlived it, where that is known
         self._given_up: dict[str, dict[str, str]] = {}
         self._agreed: dict[str, Any] = {}
 
     def enter(self, process: str, keys: Sequence[str]) -> Verdicts:
         """Tell a process what is known of pictures that it will do."""
+        suspect, unsure = set(), {}
         for key in keys:
-            others = {other: node for other, node in self._begun.get(key, {}).items() if other != process}
-            for other, node in others.items():
-                del self._begun[key][other]
-                self._deaths[key] += _is_up(node)  # a machine that vanished is not the picture's fault
-            if self._deaths[key] >= self._limit:
-                times = f"{self._deaths[key]} times"
-                message = f"its process died {times} while it was done: out of memory, or a crash in native code"
+            self._accuse(key, besides=process)
+            deaths = self._deaths(key)
+            open_ones = {dead: node for dead, node in deaths.items() if dead not in self._outlived}
+            if len(deaths) - len(open_ones) >= self._limit:
+                message = (
+                    f"its process died {len(deaths)} times while it was done: out of memory, or a crash in native code"
+                )
                 self._given_up[key] = {"error_type": "process_died", "error_message": message}
-        suspect = frozenset(key for key in keys if self._deaths[key] and key not in self._given_up)
-        return Verdicts(suspect, {key: self._given_up[key] for key in keys if key in self._given_up})
+            elif len(deaths) >= self._limit:
+                unsure.update(open_ones)
+            if deaths and key not in self._given_up:
+                suspect.add(key)
+        given_up = {key: self._given_up[key] for key in keys if key in self._given_up}
+        return Verdicts(frozenset(suspect), given_up, unsure)
+
+    def _accuse(self, key: str, *, besides: str) -> None:
+        """Take for dead what had begun a picture, now that another process does it."""
+        begun = self._begun.get(key, {})
+        for other in [process for process in begun if process != besides]:
+            self._accused[key][other] = begun.pop(other)
+
+    def _deaths(self, key: str) -> dict[str, str]:
+        """The dead processes of a picture, but those that went with their machine as far as it is known by now."""
+        accused = self._accused.get(key, {})
+        lost = {node["NodeID"] for node in ray.nodes() if not node["Alive"]} if accused else set()
+        self._outlived |= {dead: False for dead, node in accused.items() if node in lost and dead not in self._outlived}
+        return {dead: node for dead, node in accused.items() if self._outlived.get(dead, True)}
+
+    def hear(self, outlived: dict[str, bool]) -> None:
+        """Note of dead processes whether their nodes were there afterwards."""
+        self._outlived |= outlived
 
     def begin(self, process: str, node: str, key: str) -> None:
         """Note that a process begins a picture."""
@@ -84,8 +114,26 @@ class Attempts:
         return self._agreed.setdefault(name, value)
 
 
+def outlives(node: str) -> bool:
+    """Whether a node is there: it proves it, or Ray gives it up, which takes a while."""
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    task = ray.remote(_nothing).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+    end = time.monotonic() + ANSWER_SECONDS
+    while _is_up(node) and time.monotonic() < end:
+        try:
+            ray.get(task.remote(), timeout=ANSWER_SECONDS)
+            return True
+        except ray.exceptions.RayError:  # it has just gone, or its memory is too short even for that
+            time.sleep(LOOK_SECONDS)
+    return _is_up(node)
+
+
 def _is_up(node: str) -> bool:
     return any(entry["NodeID"] == node and entry["Alive"] for entry in ray.nodes())
+
+
+def _nothing() -> None:
+    pass
 
 
 def start(limit: int) -> "ray.actor.ActorHandle":
@@ -111,8 +159,13 @@ class Watch:
         threading.Thread(target=self._look_on, daemon=True, name="watch").start()
 
     def enter(self, keys: Sequence[str]) -> Verdicts:
-        """Ask what is known of the pictures of a block."""
-        return ray.get(self._attempts.enter.remote(self._process, list(keys)))  # type: ignore[no-any-return]
+        """Ask what is known of the pictures of a block; that may take until a machine answers or is given up."""
+        while True:
+            found: Verdicts = ray.get(self._attempts.enter.remote(self._process, list(keys)))
+            if not found.unsure:
+                return found
+            outlived = {node: outlives(node) for node in set(found.unsure.values())}
+            ray.get(self._attempts.hear.remote({dead: outlived[node] for dead, node in found.unsure.items()}))
 
     def begin(self, key: str) -> None:
         """Say that a picture begins; returns once that is noted."""

@@ -13,8 +13,8 @@ import ray.data
 
 from raydenoise.config import DenoiseConfig
 from raydenoise.data import inputs, storage
-from raydenoise.data.lease import Lease, check_free, held
-from raydenoise.data.ledger import Ledger, check_ours, check_same, clear, free_part, settle
+from raydenoise.data.lease import check_free, held
+from raydenoise.data.ledger import Commits, Ledger, check_ours, check_same, clear, settle
 from raydenoise.data.manifest import DENOISING_KIND, Output, RowWriter, check_writable, recorded, versions
 from raydenoise.data.place import place
 from raydenoise.data.schema import METRICS
@@ -22,10 +22,9 @@ from raydenoise.model.card import Card, check_sigma
 from raydenoise.pipelines.attempts import start
 from raydenoise.pipelines.displays import Display
 from raydenoise.pipelines.gauges import Gauges
-from raydenoise.pipelines.process import ModelFiles, read_files
+from raydenoise.pipelines.process import ModelFiles, read_files, tried
 from raydenoise.pipelines.session import (
     Plan,
-    check_shared,
     cluster_address,
     configure_data,
     local_cpus,
@@ -33,6 +32,7 @@ from raydenoise.pipelines.session import (
     session,
     waiting_for_nodes,
 )
+from raydenoise.pipelines.sharing import check_shared
 from raydenoise.pipelines.sources import Pictures, check_apart, list_pictures, resolved
 from raydenoise.pipelines.stages import DenoiseActor, FusedActor, Stages, decode_batch, publish_batch
 from raydenoise.pipelines.summaries import Totals
@@ -47,7 +47,8 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
     """Denoise what is not denoised yet of a collection and return the summary of all of it.
 
     Raises:
-        ValueError: an argument is not allowed, another job writes OUT, or no Ray answers; nothing was written.
+        ValueError: an argument is not allowed, another job writes OUT, no Ray answers, or its machines do not share a
+            local folder; nothing was written.
         RuntimeError: the job broke; the same command goes on with it.
     """
     started = time.monotonic()
@@ -69,10 +70,16 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
     else:
         check_same(output, manifest)
     address = cluster_address(config.address)
-    with session(address, cpus=local_cpus(config), verbose=config.verbose), ExitStack() as stack:
+    with ExitStack() as stack:
+        wait = stack.enter_context(tried({card.name: files}))
+        stack.enter_context(session(address, cpus=local_cpus(config), verbose=config.verbose))
         make_plan(config, images=len(pictures))  # what it refuses, it refuses before anything is written
+        wait()
         lease = stack.enter_context(held(output.root, free=free))
         lease.check()
+        check_shared(_read_files(config, pictures), output=output.root)
+        commits = Commits(output, lease)
+        commits.fence()
         if config.overwrite:
             check_ours(output)
             clear(output)
@@ -80,7 +87,10 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
             check_same(output, manifest)  # again: another job may have come and gone
         totals = Totals()
         ledger = settle(
-            output, retry_failed=config.retry_failed, count=partial(totals.add, referenced=bool(config.reference))
+            output,
+            retry_failed=config.retry_failed,
+            count=partial(totals.add, referenced=bool(config.reference)),
+            allowed=lease.check,
         )
         left = pictures.without(ledger)
         plan = make_plan(config, images=max(1, len(left)))
@@ -90,7 +100,7 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
         with recorded(output.root, manifest):
             try:
                 if len(left):
-                    Job(config, output, files, card, plan, ledger, lease).run(left, totals)
+                    Job(config, output, files, card, plan, ledger, commits).run(left, totals)
             except ValueError as error:  # Ray's task errors take the type of their cause: no argument is to blame here
                 raise RuntimeError(str(error)) from error
             finally:
@@ -110,33 +120,30 @@ class Job:
     card: Card
     plan: Plan
     ledger: Ledger
-    lease: Lease
+    commits: Commits
 
     def run(self, pictures: Pictures, totals: Totals) -> None:
         """Run the pipeline and commit its rows.
 
         Raises:
-            ValueError: the machines of the cluster do not share a local folder.
-            RuntimeError: rows were lost, or another job took the lease.
+            RuntimeError: rows were lost, another job took the lease, or a machine that came late does not see a folder.
         """
         config, plan = self.config, self.plan
         configure_data(block_bytes=BLOCK_BYTES, verbose=config.verbose)
         attempts = start(config.attempts)
         if self.ledger.precision is not None:
             ray.get(attempts.agree.remote("precision", self.ledger.precision))
-        shared = self._local_files(pictures.first())
-        check_shared(shared)
-        stages = Stages(
-            config, self.output, attempts, shared, {"model": self.card.name, "model_sha256": self.card.sha256}
-        )
+        present = (*_read_files(config, pictures), *self._probe())
+        row = {"model": self.card.name, "model_sha256": self.card.sha256}
+        stages = Stages(config, self.output, attempts, present, row)
         results = denoise(pictures.dataset(rows=plan.rows), files=self.files, stages=stages, plan=plan)
 
         writer = RowWriter(
             self.output.metrics,
             schema=METRICS,
             now=time.monotonic(),
-            name=f"part-{max(self.lease.number, free_part(self.output)):05d}",
-            allowed=self.lease.check,
+            first=self.commits.next(),
+            publish=self.commits.create,
         )
         gauges = Gauges()
         waiting = partial(waiting_for_nodes, cpus=plan.cpus, gpus=plan.gpus)
@@ -157,17 +164,20 @@ class Job:
                 f"{totals.images} of {total} pictures have a row; the others were lost on the way: run it again"
             )
 
-    def _local_files(self, picture: str) -> tuple[str, ...]:
-        """A file of OUT, INPUT and `--reference`, where they are on a disk: every machine must see them."""
-        # The first picture may be a broken link.
-        source = inputs.local_file(picture) or inputs.local_file(self.config.input)
-        reference = inputs.local_file(self.config.reference)
-        files = [file for file in (source, reference) if file is not None]
-        if isinstance(self.output.scratch, Path):
-            probe = self.output.scratch / uuid.uuid4().hex
-            storage.publish(probe, b"")
-            files.append(str(probe))
-        return tuple(files)
+    def _probe(self) -> list[str]:
+        """A fresh file of OUT on a disk, as long as the job: a machine that comes late looks for it."""
+        if not isinstance(self.output.scratch, Path):
+            return []
+        probe = self.output.scratch / uuid.uuid4().hex
+        storage.publish(probe, b"")
+        return [str(probe)]
+
+
+def _read_files(config: DenoiseConfig, pictures: Pictures) -> list[str]:
+    """A file of INPUT and of `--reference`, where they are on a disk: every machine must see them."""
+    # The first picture may be a broken link.
+    source = inputs.local_file(pictures.first()) or inputs.local_file(config.input)
+    return [file for file in (source, inputs.local_file(config.reference)) if file is not None]
 
 
 def denoise(sources: ray.data.Dataset, *, files: ModelFiles, stages: Stages, plan: Plan) -> ray.data.Dataset:

@@ -4,7 +4,7 @@ One stage: an actor holds every model, so that a picture is read and noised once
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -35,19 +35,19 @@ from raydenoise.pipelines.process import (
     on_disk,
     prepare_tensorflow,
     read_files,
+    tried,
     worker_name,
 )
 from raydenoise.pipelines.session import (
     Plan,
-    check_shared,
     cluster_address,
     configure_data,
     local_cpus,
-    local_files,
     make_plan,
     session,
     waiting_for_nodes,
 )
+from raydenoise.pipelines.sharing import check_present, check_shared, local_files
 
 BLOCK_BYTES = 4096  # a few rows: they come as they are done
 
@@ -58,7 +58,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate methods and return the summary.
 
     Raises:
-        ValueError: an argument is not allowed, or no Ray answers at the address; nothing was written.
+        ValueError: an argument is not allowed, no Ray answers at the address, or its machines do not share a local
+            folder; nothing was written.
         RuntimeError: the job broke.
     """
     started = time.monotonic()
@@ -76,9 +77,13 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         "models": {name: _facts(model) for name, model in models.items()},
         "versions": versions(),
     }
-    with session(address, cpus=local_cpus(config), verbose=config.verbose):
+    with (
+        tried({name: model[0] for name, model in models.items() if model is not None}) as wait,
+        session(address, cpus=local_cpus(config), verbose=config.verbose),
+    ):
         plan = make_plan(config, images=len(sources))
-        check_shared(local_files(sources, "shard") or local_files(sources, "uri", "noisy_uri"))
+        wait()
+        check_shared(_read_files(sources), output=root)
         manifest["ray"] = {"address": address or "local", "plan": asdict(plan)}
         with recorded(root, manifest):
             try:
@@ -91,14 +96,21 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     return summary
 
 
-def evaluate(sources: ray.data.Dataset, *, models: Models, task: Task, plan: Plan) -> ray.data.Dataset:
+def _read_files(sources: pa.Table) -> list[str]:
+    """Local files of INPUT that every machine must see."""
+    return local_files(sources, "shard") or local_files(sources, "uri", "noisy_uri")
+
+
+def evaluate(
+    sources: ray.data.Dataset, *, models: Models, task: Task, plan: Plan, present: list[str]
+) -> ray.data.Dataset:
     """The pipeline: rows of `schema.EVALUATION_SOURCES` in, rows of `schema.EVALUATED` out."""
     pool = ray.data.ActorPoolStrategy(
         min_size=1, max_size=plan.actors, initial_size=plan.initial, max_tasks_in_flight_per_actor=2
     )
     return sources.map_batches(
         EvaluateActor,
-        fn_constructor_args=[ray.put(models), task, None if plan.gpus else plan.cpus],
+        fn_constructor_args=[ray.put(models), task, None if plan.gpus else plan.cpus, present],
         batch_size=plan.rows,
         batch_format="pyarrow",
         compute=pool,
@@ -110,7 +122,10 @@ def evaluate(sources: ray.data.Dataset, *, models: Models, task: Task, plan: Pla
 class EvaluateActor:
     """One process with all models in memory."""
 
-    def __init__(self, models: "ray.ObjectRef[Models]", task: Task, threads: int | None) -> None:
+    def __init__(
+        self, models: "ray.ObjectRef[Models]", task: Task, threads: int | None, present: Sequence[str]
+    ) -> None:
+        check_present(present)
         held: Models = ray.get(models)
         config = task.config
         if any(held.values()):
@@ -248,7 +263,8 @@ def _execute(task: Task, *, root: Place, sources: pa.Table, models: Models, plan
     config = task.config
     configure_data(block_bytes=BLOCK_BYTES, verbose=config.verbose)
     blocks = [sources.slice(first, plan.rows) for first in range(0, len(sources), plan.rows)]
-    results = evaluate(ray.data.from_blocks(blocks), models=models, task=task, plan=plan)
+    read = ray.data.from_blocks(blocks)
+    results = evaluate(read, models=models, task=task, plan=plan, present=_read_files(sources))
     writer = RowWriter(root / "results", schema=EVALUATION, now=time.monotonic())
     waiting = partial(waiting_for_nodes, cpus=plan.cpus, gpus=plan.gpus)
     begin = "starting Ray and the models"

@@ -4,9 +4,10 @@ The driver never sees a pixel: the survey returns counts, each shard is one task
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,19 +21,18 @@ from raydenoise.data.layout import Piece, Shard, Surveyed, lay_out
 from raydenoise.data.manifest import check_empty, utc_now, versions
 from raydenoise.data.place import Place, place
 from raydenoise.data.schema import FAILURES, PICTURES, SHARDS, SPLITS, SURVEY, WRITTEN
-from raydenoise.data.shards import read_shard, write_manifest
+from raydenoise.data.shards import MANIFEST, read_shard, write_manifest
 from raydenoise.pipelines.cutter import Cutter
 from raydenoise.pipelines.displays import Display
 from raydenoise.pipelines.session import (
-    check_shared,
     cluster_address,
     configure_data,
     cores,
-    local_files,
     session,
     task_rows,
     waiting_for_nodes,
 )
+from raydenoise.pipelines.sharing import check_present, check_shared, local_files
 from raydenoise.pipelines.summaries import SHOWN_FAILURES
 from raydenoise.report.sheets import patch_sheet
 
@@ -71,8 +71,8 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     """Prepare a collection and return the summary.
 
     Raises:
-        ValueError: an argument is not allowed, no Ray answers at the address, or there is no patch in all pictures;
-            nothing was written.
+        ValueError: an argument is not allowed, no Ray answers at the address, its machines do not share a local folder,
+            or there is no patch in all pictures; nothing was written.
         RuntimeError: the job broke.
     """
     started = time.monotonic()
@@ -91,7 +91,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         "started_at": utc_now().isoformat(),
     }
     with session(address, cpus=cores(), verbose=config.verbose):
-        check_shared(local_files(pictures, "uri", "noisy_uri"))
+        check_shared(_read_files(pictures), output=root)
         configure_data(block_bytes=BLOCK_BYTES, verbose=config.verbose)
         _survey(config, pictures, result)
         _check_patches(result)
@@ -129,15 +129,20 @@ def list_pictures(config: PrepareConfig) -> pa.Table:
     return pa.table([clean, keys, [source.uri for source in listed]], schema=PICTURES)
 
 
-def survey(pictures: ray.data.Dataset, *, cutter: Cutter) -> ray.data.Dataset:
+def _read_files(pictures: pa.Table) -> list[str]:
+    """Local files of the inputs that every machine must see."""
+    return local_files(pictures, "uri", "noisy_uri")
+
+
+def survey(pictures: ray.data.Dataset, *, cutter: Cutter, present: Sequence[str]) -> ray.data.Dataset:
     """The first pass: pictures in, rows of `schema.SURVEY` out."""
-    return pictures.map_batches(
-        survey_batch, fn_kwargs={"cutter": cutter}, batch_size=None, batch_format="pyarrow", num_cpus=1
-    )
+    kwargs = {"cutter": cutter, "present": present}
+    return pictures.map_batches(survey_batch, fn_kwargs=kwargs, batch_size=None, batch_format="pyarrow", num_cpus=1)
 
 
-def survey_batch(batch: pa.Table, *, cutter: Cutter) -> Iterator[pa.Table]:
+def survey_batch(batch: pa.Table, *, cutter: Cutter, present: Sequence[str]) -> Iterator[pa.Table]:
     """Survey pictures, row by row."""
+    check_present(present)
     for picture in batch.to_pylist():
         yield pa.Table.from_pylist([cutter.survey(picture)], schema=SURVEY)
 
@@ -150,6 +155,8 @@ def write(shards: ray.data.Dataset, *, cutter: Cutter, root: Place) -> ray.data.
 
 def write_batch(batch: pa.Table, *, cutter: Cutter, root: Place) -> Iterator[pa.Table]:
     """Write shards, one at a time."""
+    if isinstance(root, Path):
+        check_present([str(root / MANIFEST)])  # which the driver wrote before
     for row in batch.to_pylist():
         shard = Shard(row["name"], row["split"], tuple(Piece(**piece) for piece in row["pieces"]))
         yield pa.Table.from_pylist([cutter.write(shard, root)], schema=WRITTEN)
@@ -158,7 +165,7 @@ def write_batch(batch: pa.Table, *, cutter: Cutter, root: Place) -> Iterator[pa.
 def _survey(config: PrepareConfig, pictures: pa.Table, result: Result) -> None:
     rows = task_rows(len(pictures), workers=max(1, int(ray.cluster_resources().get("CPU", 1))))
     blocks = [pictures.slice(first, rows) for first in range(0, len(pictures), rows)]
-    found = survey(ray.data.from_blocks(blocks), cutter=Cutter(config))
+    found = survey(ray.data.from_blocks(blocks), cutter=Cutter(config), present=_read_files(pictures))
     seen = failed = 0
     with _display(config, len(pictures), doing="surveying", begin="starting Ray") as display:
         for row in _rows(found):

@@ -3,9 +3,9 @@
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import ray
 
 from raydenoise.config import DenoiseConfig, EvaluateConfig
 from raydenoise.data.place import place
+from raydenoise.model import trial
 from raydenoise.model.card import CARD_FILE, MODEL_FILE, Card, locate, read_card, read_checked, ships
 from raydenoise.model.vetting import vet
 
@@ -22,10 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A bundle as bytes, so that it reaches every node whatever disk it lies on."""
+    """A bundle as bytes, so that it reaches every node whatever disk it lies on.
+
+    Attributes:
+        card: its card.json.
+        model: its model.keras.
+        loaded: Keras is known to load it.
+    """
 
     card: bytes
     model: bytes
+    loaded: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> "ModelFiles":
@@ -52,7 +60,7 @@ def read_files(name_or_path: str) -> tuple[ModelFiles, Card]:
             card = read_checked(path)
             if not ships(path):
                 vet(path / MODEL_FILE)
-            return ModelFiles.read(path), card
+            return replace(ModelFiles.read(path), loaded=ships(path)), card
         vet(path)
         os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave the GPU to the actors
         from raydenoise.model import bundle  # imports keras: only a bare file needs it here
@@ -60,7 +68,12 @@ def read_files(name_or_path: str) -> tuple[ModelFiles, Card]:
         with tempfile.TemporaryDirectory() as folder:
             loaded = bundle.load(path, vetted=True)
             bundle.write(loaded, Path(folder))
-            return ModelFiles.read(Path(folder)), loaded.card
+            return replace(ModelFiles.read(Path(folder)), loaded=True), loaded.card
+
+
+def tried(models: Mapping[str, ModelFiles]) -> AbstractContextManager[Callable[[], None]]:
+    """Let Keras load those of strangers in processes of their own, while Ray starts: see `trial.tried`."""
+    return trial.tried({name: files.write for name, files in models.items() if not files.loaded})
 
 
 @contextmanager

@@ -3,14 +3,12 @@
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import pyarrow as pa
 import ray
 import ray.data
 import yaml
@@ -234,56 +232,3 @@ def waiting_for_nodes(*, cpus: int, gpus: float = 0) -> str | None:
 def here() -> NodeAffinitySchedulingStrategy:
     """Place an actor or a task on the driver's machine; else Ray would place it anywhere."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-
-
-def local_files(sources: pa.Table, *columns: str) -> list[str]:
-    """The first file of each column that is on a disk and there: what `check_shared` is to look at."""
-    found: list[str] = []
-    for column in columns:
-        uris = (cell.as_py() for cell in sources[column])
-        found += islice((uri for uri in uris if uri and "://" not in uri and Path(uri).exists()), 1)
-    return found
-
-
-def check_shared(files: Sequence[str]) -> None:
-    """Check that local files of the job are the same ones on every machine of the cluster.
-
-    Raises:
-        ValueError: a machine has them not, or others.
-    """
-    driver, wanted = ray.get_runtime_context().get_node_id(), _looked_at(files)
-    look = ray.remote(_looked_at)
-    for node in ray.nodes():
-        if node["Alive"] and node["NodeID"] != driver:
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            try:
-                found = ray.get(look.options(num_cpus=0, scheduling_strategy=there).remote(files))
-            except ray.exceptions.RayError:  # it has gone meanwhile; every process that comes looks for itself
-                continue
-            for file, mine, its in zip(files, wanted, found, strict=True):
-                if its != mine:
-                    raise ValueError(
-                        f"{file} is {'another file' if its else 'not'} on {node['NodeManagerAddress']}; allowed: a "
-                        "folder that all machines share, s3:// or gs://"
-                    )
-
-
-def check_present(files: Sequence[str]) -> None:
-    """Raise RuntimeError where this machine, which may have come late, does not see a local file of the job."""
-    missing = [file for file, found in zip(files, _looked_at(files), strict=True) if found is None]
-    if missing:
-        raise RuntimeError(
-            f"{socket.gethostname()} does not see {missing[0]}; allowed: folders that all machines share, s3://, gs://"
-        )
-
-
-def _looked_at(files: Sequence[str]) -> list[tuple[int, int] | None]:
-    found: list[tuple[int, int] | None] = []
-    for file in files:
-        try:
-            status = os.stat(file)  # noqa: PTH116  # the text as it came
-        except OSError:
-            found.append(None)
-        else:
-            found.append((status.st_size, int(status.st_mtime)))
-    return found

@@ -1,8 +1,9 @@
 """What a denoising job reads: the files below INPUT, or the rows of a listing."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,8 @@ from raydenoise.data.ledger import Ledger, among
 from raydenoise.data.manifest import Output
 from raydenoise.data.place import Place, place
 from raydenoise.data.schema import SOURCES
+
+PART = 1 << 16  # rows
 
 
 class Pictures(Protocol):
@@ -126,11 +129,22 @@ def list_pictures(config: DenoiseConfig) -> Pictures:
     found = _outside(inputs.list_sources(config.input), config, Output(place(config.output)))
     if not found:
         raise ValueError(f"input {config.input!r} holds no files but those of the output; allowed: pictures")
-    keys = [source.key for source in found]
+    uris, keys = _column(source.uri for source in found), [source.key for source in found]
+    del found  # of millions, before there is more of them
     names = inputs.output_keys(keys, config.written_format)  # of all, so that --limit changes no name
-    references = inputs.pair_references(keys, config.reference) if config.reference else [None] * len(keys)
-    table = pa.table([[source.uri for source in found], keys, names, references], schema=SOURCES)
+    none = pa.nulls(len(keys), pa.string())
+    references = _column(inputs.pair_references(keys, config.reference)) if config.reference else none
+    named = _column(keys)
+    renamed = named if names is keys else _column(names)
+    table = pa.table([uris, named, renamed, references], schema=SOURCES)
     return Found(table if config.limit is None else table.slice(0, config.limit))
+
+
+def _column(values: Iterable[str | None]) -> pa.ChunkedArray:
+    """A column of text, made a part at a time: one array of all would be made twice as large first."""
+    left = iter(values)
+    parts = iter(lambda: list(islice(left, PART)), [])
+    return pa.chunked_array([pa.array(part, pa.string()) for part in parts], pa.string())
 
 
 def _outside(found: list[inputs.Source], config: DenoiseConfig, output: Output) -> list[inputs.Source]:

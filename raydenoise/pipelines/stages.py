@@ -28,7 +28,7 @@ from raydenoise.data.schema import metrics_table
 from raydenoise.data.secrets import redacted
 from raydenoise.pipelines.attempts import Verdicts, Watch
 from raydenoise.pipelines.process import ModelFiles, fast_precision, load_denoiser, prepare_tensorflow, worker_name
-from raydenoise.pipelines.session import check_present
+from raydenoise.pipelines.sharing import check_present
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")

@@ -24,7 +24,8 @@ from raydenoise.pipelines.finish import finish
 from raydenoise.pipelines.group import Resources, Task, local_cpus, plan
 from raydenoise.pipelines.process import ModelFiles
 from raydenoise.pipelines.samples import Source
-from raydenoise.pipelines.session import check_shared, cluster_address, here, session
+from raydenoise.pipelines.session import cluster_address, here, session
+from raydenoise.pipelines.sharing import check_shared
 from raydenoise.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
     """Train a network and return the summary.
 
     Raises:
-        ValueError: an argument is not allowed or does not fit the shards; nothing was trained.
+        ValueError: an argument is not allowed or does not fit the shards, or the cluster's machines do not share a
+            local folder; nothing was trained.
         RuntimeError: the job broke, or the loss became NaN.
     """
     root = place(config.output, argument="output")
@@ -85,8 +87,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     address = cluster_address(config.address)
     with session(address, cpus=local_cpus(config), verbose=config.verbose):
         resources = plan(config, private=address is None)
-        if isinstance(shards.root, Path):
-            check_shared([str(shards.root / MANIFEST)])
+        check_shared([str(shards.root / MANIFEST)] if isinstance(shards.root, Path) else [], output=root)
         task = ready.task(resources, files=model_files(ready.started))
         manifest = {
             "kind": TRAINING_KIND,

@@ -18,12 +18,13 @@ from raydenoise import tuning
 from raydenoise.config import TrainConfig, TuneConfig
 from raydenoise.config.space import Space
 from raydenoise.data.manifest import recorded, versions
-from raydenoise.data.shards import read_manifest
+from raydenoise.data.shards import MANIFEST, read_manifest
 from raydenoise.pipelines.checks import fingerprint, open_run
 from raydenoise.pipelines.combinations import Checked, check
 from raydenoise.pipelines.displays import TuneDisplay
 from raydenoise.pipelines.group import Resources, Task, local_cpus, plan
 from raydenoise.pipelines.session import cluster_address, possible_resources, session
+from raydenoise.pipelines.sharing import check_shared
 from raydenoise.pipelines.train import CHECKPOINTS, PSNR, fit
 
 KIND = "raydenoise tuning"  # of the manifest
@@ -78,7 +79,8 @@ def run(config: TuneConfig) -> dict[str, Any]:
     """Draw combinations, train them, write what came of it, and return the summary.
 
     Raises:
-        ValueError: an argument is not allowed, or a combination is none that could be trained; nothing was trained.
+        ValueError: an argument is not allowed, a combination is none that could be trained, or the cluster's machines
+            do not share a local folder; nothing was trained.
         RuntimeError: the job broke, or no trial has a validation.
     """
     started = time.monotonic()
@@ -97,6 +99,7 @@ def run(config: TuneConfig) -> dict[str, Any]:
     address = cluster_address(config.address)
     # Without a dashboard Ray Train never learns that a trial was stopped, and keeps its workers' CPUs for ever.
     with session(address, cpus=_local_cpus(config), dashboard=True, verbose=config.verbose):
+        check_shared([str(shards.root / MANIFEST)] if isinstance(shards.root, Path) else [], output=root)
         concurrent = config.concurrent or _concurrent(config, private=address is None)
         job = Job.of(root, checked, _plan(config, concurrent=concurrent, private=address is None))
         manifest = {

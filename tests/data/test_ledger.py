@@ -1,6 +1,7 @@
 """Laws of the ledger: done is what is committed and there; a job goes on only as it began."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pyarrow as pa
 import pytest
 
 from raydenoise.data import storage
-from raydenoise.data.ledger import Ledger, check_ours, check_same, clear, digests, free_part, settle
-from raydenoise.data.manifest import DENOISING_KIND, Output
+from raydenoise.data.lease import FOLDER, Lease, LeaseLostError, held, newest
+from raydenoise.data.ledger import Commits, Ledger, check_ours, check_same, clear, digests, settle
+from raydenoise.data.manifest import DENOISING_KIND, Output, part_name
 from raydenoise.data.place import place
 from raydenoise.data.schema import SOURCES, metrics_table
 
@@ -140,9 +142,57 @@ def test_what_a_killed_job_left_beside_its_files_goes(output: Output) -> None:
     assert not any(path.exists() for path in left)
 
 
-def test_no_file_of_rows_is_written_twice(output: Output) -> None:
-    assert free_part(output) == 2  # also where the leases were removed
-    assert free_part(Output(output.root / "new")) == 1
+def row(key: str) -> pa.Table:
+    return metrics_table([{"key": key, "status": "error"}])
+
+
+def keys(output: Output) -> list[str]:
+    return sorted(storage.read_parquet(output.metrics)["key"].to_pylist())
+
+
+def take_over(output: Output, stack: ExitStack) -> Lease:
+    """The next lease, whose holder takes the one before for dead, as after a long stop of its machine."""
+    number, content = newest(output.root)
+    if content is not None:
+        dead = json.dumps({**content, "pid": 2**22 + 1}).encode()  # no process has such a number
+        storage.publish(output.root / FOLDER / f"{number:06d}.json", dead)
+    return stack.enter_context(held(output.root))
+
+
+def test_a_job_that_slept_through_the_loss_of_its_lease_commits_nothing(
+    output: Output, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    stack = ExitStack()
+    request.addfinalizer(stack.close)
+    stopped = Commits(output, take_over(output, stack))
+    assert not stopped.lease.after_dead
+    stopped.create(output.metrics / part_name(stopped.next()), row("first.png"))
+    its_next = output.metrics / part_name(stopped.next())
+    stopped.lease._stop.set()
+    stopped.lease._thread.join()
+    new = Commits(output, take_over(output, stack))
+    new.fence()
+    monkeypatch.setattr(stopped.lease, "check", lambda: None)  # it was stopped just behind it
+    with pytest.raises(LeaseLostError, match=r"part-\d+.parquet is another job's, which took over; nothing more was"):
+        stopped.create(its_next, row("second.png"))
+    new.create(output.metrics / part_name(new.next()), row("second.png"))
+    assert keys(output) == ["a.png", "first.png", "gone.png", "second.png", "sub/b ü.png"]
+
+    clear(output)
+    with pytest.raises(LeaseLostError, match="took over"):
+        stopped.create(its_next, row("second.png"))
+    assert check_ours(output) is None
+    assert keys(output) == []
+
+
+def test_a_job_after_one_that_ended_begins_at_once(output: Output) -> None:
+    with held(output.root):
+        pass
+    with held(output.root) as lease:
+        commits = Commits(output, lease)
+        commits.fence()
+        assert len(storage.names(output.metrics)) == 2
+        assert commits.next() == 2  # also where the leases were removed
 
 
 def test_only_a_run_of_ours_may_be_removed(tmp_path: Path) -> None:

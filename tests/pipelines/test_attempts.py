@@ -33,8 +33,13 @@ def test_what_was_begun_by_a_dead_process_is_suspect_and_then_given_up() -> None
     assert found.given_up == {}
     board.begin("p3", "n", "c")
     found = board.enter("p4", keys)
+    assert found.suspect == {"b", "c"}
+    assert found.unsure == {"p1": "n", "p2": "n", "p3": "n"}, "their machine may have gone with them"
+    board.hear(dict.fromkeys(found.unsure, True))
+    found = board.enter("p4", keys)
     assert found.suspect == {"b"}
     assert found.given_up.keys() == {"c"}
+    assert not found.unsure
     assert found.given_up["c"]["error_type"] == "process_died"
     assert "died 3 times" in found.given_up["c"]["error_message"]
     assert board.enter("p5", keys).given_up.keys() == {"c"}, "Ray may do a block again"
@@ -45,7 +50,25 @@ def test_a_machine_that_vanished_is_not_the_pictures_fault(nodes: dict[str, bool
     board.begin("p1", "n", "a")
     nodes["n"] = False
     found = board.enter("p2", ["a"])
-    assert (found.suspect, found.given_up) == (frozenset(), {})
+    assert (found.suspect, found.given_up, found.unsure) == (frozenset(), {}, {})
+
+
+def test_nor_one_of_which_ray_does_not_know_yet_that_it_vanished(nodes: dict[str, bool]) -> None:
+    nodes["m"] = True
+    board = Attempts(2)
+    for process, node in (("p1", "n"), ("p2", "m")):
+        assert not board.enter(process, ["a"]).given_up
+        board.begin(process, node, "a")
+    found = board.enter("p3", ["a"])
+    assert (found.suspect, found.given_up, found.unsure) == ({"a"}, {}, {"p1": "n", "p2": "m"})
+    board.hear({"p1": True, "p2": False})
+    found = board.enter("p3", ["a"])
+    assert (found.suspect, found.given_up, found.unsure) == ({"a"}, {}, {})
+    board.begin("p3", "n", "a")
+    found = board.enter("p4", ["a"])
+    assert found.unsure == {"p3": "n"}, "and what was proved once is not asked again"
+    board.hear({"p3": True})
+    assert "died 2 times" in board.enter("p4", ["a"]).given_up["a"]["error_message"]
 
 
 def test_a_process_is_not_suspected_of_its_own_work() -> None:
@@ -74,4 +97,4 @@ def test_nothing_is_kept_of_what_ended() -> None:
         board.begin("p", "n", str(index))
         board.end("p", str(index))
     assert not board._begun
-    assert not +board._deaths
+    assert not board._accused

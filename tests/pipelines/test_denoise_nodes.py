@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -36,6 +38,7 @@ pytestmark = [
 START_SECONDS = 180.0  # of a node
 PICTURES = 36
 SECONDS = 0.5  # that an actor sleeps at each picture, so that a job lasts long enough to be disturbed
+FATAL = "20.png"
 LAST, LAST_SECONDS = "z-last.png", 20.0  # the last one, while the other actors have nothing to do
 
 
@@ -116,14 +119,14 @@ class Job:
     model: Path
     root: Path
 
-    def run(self, **options: Any) -> None:
+    def run(self, *, actor: Callable[..., type] = telling, **options: Any) -> None:
         (self.root / "seen").mkdir(parents=True)
         config = {"input": str(self.pictures), "output": str(self.root / "out"), "model": str(self.model)}
         options = {"actors": 3, "cpus_per_actor": 2, "gpus_per_actor": 0, "precision": "float32", **options}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(denoise, "session", lambda *_, **__: nullcontext())
             for name in ("FusedActor", "DenoiseActor"):
-                patch.setattr(denoise, name, telling(getattr(stages, name), self.root / "seen"))
+                patch.setattr(denoise, name, actor(getattr(stages, name), self.root / "seen"))
             denoise.run(DenoiseConfig(**config, address=self.nodes.cluster.address, quiet=True, **options))
         self.nodes.images += len(self.rows())
 
@@ -235,6 +238,37 @@ def test_a_lost_node_costs_time_only(gpus: int, undisturbed: Job, tmp_path: Path
     assert {row["status"] for row in job.rows()} == {"ok"}
     assert job.files() == undisturbed.files(), "the same files with the same bytes, and none besides"
     assert nodes.counted() == {OK: nodes.images}, "a picture that was tried again counts once"
+    nodes.add()
+
+
+def fatal(base: type[stages.FusedActor], folder: Path) -> type[stages.FusedActor]:
+    """The job's own actor, in whose hands one picture kills its process; at the second time the machine goes as well,
+    half a second behind it, as on a machine that is shut down: so Ray takes it for there when the picture is tried
+    again.
+    """
+
+    class Fatal(base):  # type: ignore[misc, valid-type]
+        def _denoise(self, work: stages.Work) -> None:
+            marks = [folder / name for name in ("first", "second") if not (folder / name).exists()]
+            if work.source["key"] == FATAL and marks:
+                marks[0].write_text(ray.get_runtime_context().get_node_id())
+                if marks[0].name == "second":
+                    raylet = os.getppid()
+                    subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -9 {raylet}"], start_new_session=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+            super()._denoise(work)
+
+    return Fatal
+
+
+def test_the_death_of_a_machine_does_not_count_though_ray_has_not_noticed_it(undisturbed: Job, tmp_path: Path) -> None:
+    nodes = undisturbed.nodes
+    job = Job(nodes, undisturbed.pictures, undisturbed.model, tmp_path / "job")
+    job.run(attempts=2, actor=fatal, actors=2)  # with a node to spare, where a dead actor comes again at once
+    assert {row["status"] for row in job.rows()} == {"ok"}, "one death of a process, one of a machine"
+    assert job.files() == undisturbed.files()
+    lost = (job.root / "seen" / "second").read_text()
+    nodes.remove(lost, kill=True)
     nodes.add()
 
 

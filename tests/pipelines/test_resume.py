@@ -26,6 +26,7 @@ from raydenoise.data.lease import held
 from raydenoise.data.manifest import Output
 from raydenoise.data.place import Place, place
 from raydenoise.model.denoiser import Denoiser
+from tests.flaky import TROUBLES, Flaky
 
 
 def command(*arguments: object) -> list[str]:
@@ -297,6 +298,36 @@ def test_a_second_job_is_refused_and_killed_workers_cost_time_only(
     assert killed
     assert rows(out).keys() == rows(tmp_path / "calm").keys()
     assert pictures(out) == pictures(tmp_path / "calm")
+
+
+@pytest.mark.slow
+def test_a_bucket_in_trouble_costs_time_only(
+    tmp_path: Path, photographs: Path, tiny_bundle: Path, flaky_bucket: tuple[str, Flaky]
+) -> None:
+    many(photographs, 40)
+    (photographs / "bad.png").write_bytes(b"no picture")
+    calm = run(photographs, "--output", tmp_path / "calm", "--model", tiny_bundle, "--allow-failed", 1)
+    assert calm.returncode == 0, calm.stderr
+    bucket, flaky = flaky_bucket
+    there = place(bucket)
+    fill(there, photographs, tiny_bundle)
+    arguments = [f"{bucket}/in", "--output", f"{bucket}/out", "--model", f"{bucket}/model", "--allow-failed", 1]
+
+    flaky.share = 0.15
+    done = run(*arguments)
+    again = run(*arguments, "--json")
+    flaky.share = 0
+
+    assert done.returncode == 0, done.stderr
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["before"] == 46, "all was done at once"
+    assert {method.removesuffix(" lease") for method, _ in flaky.met} >= {"GET", "PUT", "LIST", "DELETE"}
+    assert any(method.endswith(" lease") for method, _ in flaky.met)
+    assert {trouble for _, trouble in flaky.met} == set(TROUBLES)
+    assert rows(there / "out").keys() == rows(tmp_path / "calm").keys()
+    assert {key for key, row in rows(there / "out").items() if row["status"] != "ok"} == {"bad.png"}
+    assert pictures(there / "out") == pictures(tmp_path / "calm")
+    assert not [key for key in storage.walk(there / "out") if ".partial" in key]
 
 
 HURTING = """

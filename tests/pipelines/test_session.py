@@ -1,14 +1,9 @@
-import re
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from raydenoise.config import DenoiseConfig
-from raydenoise.data.manifest import Output
-from raydenoise.pipelines import denoise, session
+from raydenoise.pipelines import session
 
 
 def plan(
@@ -91,79 +86,3 @@ def test_the_address_comes_from_the_flag_then_the_environment(monkeypatch: pytes
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert session.cluster_address(None) == "10.0.0.1:6379"
     assert session.cluster_address("auto") == "auto"
-
-
-class Machines:
-    """As much of Ray as `check_shared` asks: the driver's machine and others, on which files are looked at."""
-
-    def __init__(self, **looks: Any) -> None:
-        self._looks = looks  # what each machine sees, by its name; an exception is raised
-        self.exceptions = session.ray.exceptions
-
-    def get_runtime_context(self) -> Any:
-        return SimpleNamespace(get_node_id=lambda: "driver")
-
-    def nodes(self) -> list[dict[str, Any]]:
-        names = ["driver", *self._looks, "dead"]
-        return [{"NodeID": name, "NodeManagerAddress": f"ip-{name}", "Alive": name != "dead"} for name in names]
-
-    def remote(self, _: Any) -> Any:
-        def options(*, num_cpus: int, scheduling_strategy: str) -> Any:
-            return SimpleNamespace(remote=lambda _: (scheduling_strategy, num_cpus))
-
-        return SimpleNamespace(options=options)
-
-    def get(self, asked: tuple[str, int]) -> Any:
-        found = self._looks[asked[0]]
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-
-@pytest.mark.parametrize(
-    ("there", "said"),
-    [
-        ([(1, 2), (3, 4)], None),
-        ([(1, 2), None], "/b is not on ip-other; allowed: a folder that all machines share, s3:// or gs://"),
-        ([(1, 9), (3, 4)], "/a is another file on ip-other; allowed: a folder that all machines share, s3:// or gs://"),
-        (session.ray.exceptions.RayError(), None),  # it has gone meanwhile
-    ],
-)
-def test_a_folder_that_machines_do_not_share_is_refused(
-    there: Any, said: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session, "ray", Machines(same=[(1, 2), (3, 4)], other=there))
-    monkeypatch.setattr(session, "NodeAffinitySchedulingStrategy", lambda node, **_: node)
-    monkeypatch.setattr(session, "_looked_at", lambda _: [(1, 2), (3, 4)])
-    if said is None:
-        session.check_shared(["/a", "/b"])
-    else:
-        with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
-            session.check_shared(["/a", "/b"])
-
-
-def test_a_machine_that_comes_late_and_does_not_see_a_file_breaks_the_job(tmp_path: Path) -> None:
-    (tmp_path / "a").touch()
-    session.check_present([str(tmp_path / "a")])
-    with pytest.raises(RuntimeError, match=r" does not see .*/b; allowed: folders that all machines share, s3://, gs:"):
-        session.check_present([str(tmp_path / "a"), str(tmp_path / "b")])
-
-
-def test_the_first_files_that_are_there_are_looked_at(tmp_path: Path) -> None:
-    (tmp_path / "b").touch()
-    table = pa.table({"uri": ["s3://b/a", f"{tmp_path}/a", f"{tmp_path}/b"], "noisy_uri": pa.nulls(3, pa.string())})
-    assert session.local_files(table, "uri", "noisy_uri") == [f"{tmp_path}/b"]
-
-
-def test_denoise_looks_at_a_file_of_each_of_its_folders(tmp_path: Path) -> None:
-    for name in ("in/b.png", "clean/sub/c.png"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).touch()
-    (tmp_path / "in" / "a.png").symlink_to(tmp_path / "gone")
-    config = DenoiseConfig(input=str(tmp_path / "in"), output="out", reference=str(tmp_path / "clean"))
-    job = denoise.Job(config, Output(tmp_path / "out"), *[None] * 5)  # type: ignore[arg-type]
-    source, reference, written = job._local_files(str(tmp_path / "in" / "a.png"))
-    assert [source, reference] == [f"{tmp_path}/in/b.png", f"{tmp_path}/clean/sub/c.png"]
-    assert Path(written).parent == tmp_path / "out" / ".partial"
-    job = denoise.Job(DenoiseConfig(list="l.csv", output="out"), Output(tmp_path / "out"), *[None] * 5)  # type: ignore[arg-type]
-    assert len(job._local_files("s3://bucket/a.png")) == 1, "of OUT alone"

@@ -1,0 +1,101 @@
+"""How the driver's memory grows with what is done: rows of pictures that nobody denoises.
+
+    python tests/benchmarks/driver.py [--pictures 100000]
+
+`denoise` as it is, but its actors return the row of a picture at once: all that the driver does for a picture is the
+same. INPUT is a listing. One JSON line: MB of the driver's own memory (anonymous RSS) after a tenth of the pictures and
+at the end, and the bytes that each picture between them left there.
+"""
+
+import argparse
+import json
+import platform
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raydenoise.config import DenoiseConfig
+from raydenoise.data.schema import metrics_table
+from raydenoise.pipelines import denoise
+
+
+class Idle:
+    """Returns rows as of pictures that are done."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for source in batch.to_pylist():
+            row = dict.fromkeys(("sigma", "decode_s", "infer_s", "encode_s"), 1.0) | dict.fromkeys(
+                ("height", "width"), 9
+            )
+            yield metrics_table(
+                [{**row, "uri": source["uri"], "key": source["key"], "status": "ok", "worker": "host/1"}]
+            )
+
+
+class Looks:
+    """The driver's memory by pictures done; stands in for the display."""
+
+    def __init__(self, total: int, **_: Any) -> None:
+        self.total, self.seen = total, []
+
+    def __enter__(self) -> "Looks":
+        LOOKS.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, *, done: int, failed: int) -> None:
+        del failed
+        if not self.seen or done - self.seen[-1][0] >= self.total // 100 or done == self.total:
+            self.seen.append((done, anonymous()))
+
+
+LOOKS: list[Looks] = []
+
+
+def anonymous() -> int:
+    """Bytes of this process's own memory."""
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) * 1024
+
+
+def main() -> None:
+    """Run once and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=100_000)
+    arguments = parser.parse_args()
+    denoise.FusedActor, denoise.Display = Idle, Looks  # type: ignore[misc, assignment]
+    with tempfile.TemporaryDirectory() as folder:
+        uris = [f"/a-bucket-with-a-name/photographs/2026/{index:09d}.png" for index in range(arguments.pictures)]
+        pq.write_table(pa.table({"uri": uris}), f"{folder}/list.parquet")
+        del uris
+        began = time.monotonic()
+        denoise.run(DenoiseConfig(list=f"{folder}/list.parquet", output=f"{folder}/out", quiet=True))
+        seconds = time.monotonic() - began
+    (seen,) = [look.seen for look in LOOKS]
+    first = next(look for look in seen if look[0] >= arguments.pictures // 10)
+    line = {
+        "name": "driver",
+        "pictures": arguments.pictures,
+        "after_a_tenth_mb": round(first[1] / 1e6),
+        "at_the_end_mb": round(seen[-1][1] / 1e6),
+        "bytes_a_picture": round((seen[-1][1] - first[1]) / (seen[-1][0] - first[0])),
+        "pictures_a_second": round(arguments.pictures / seconds),
+        "hardware": platform.machine(),
+    }
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()
