@@ -21,7 +21,7 @@ class Flaky:
     """Stands in front of an S3 server.
 
     Attributes:
-        share: of requests that meet trouble.
+        share: of requests that meet trouble; above 0 the first one of each method does in any case.
         next: troubles of the next requests, before chance has its share.
         met: how many did, by method and trouble; `PUT lease` is a method here, so is `LIST`.
     """
@@ -36,7 +36,8 @@ class Flaky:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         with self._lock:
             self.requests += 1
-            trouble = self._rng.choice(TROUBLES) if self._rng.random() < self.share else None
+            unmet = self.share > 0 and all(method != _method(environ) for method, _ in self.met)
+            trouble = self._rng.choice(TROUBLES) if unmet or self._rng.random() < self.share else None
             trouble = self.next.pop(0) if self.next else trouble
             if trouble:
                 self.met[_method(environ), trouble] += 1
