@@ -17,6 +17,7 @@ ROUNDS = 3  # of refinement on every THIN-th patch, before one on all of them
 THIN = 4
 CLIPPED_SHARE = 1e-4  # of the values at black or white, from which on clipping is looked at
 KEPT = 0.77  # of the deviation: 0.6 of the variance. Patches that lose more are left out; 0.8 of it kept too few
+NONE = 1e-4  # deviation, 0.03 grey levels: nothing to refine, and too near rounding for `_kept`
 UNSEEN = 1e-3  # per grey level: what clipping within a patch still hides; 4 to 6% at sigma 50 on training photographs
 ROUGHER = 1e-6  # share of pure noise that counts as texture; Liu et al.
 
@@ -110,7 +111,7 @@ def estimate_sigma(image: NDArray[Any]) -> float:
     some = patches[::THIN] if len(patches) >= THIN * _least(patches) else patches
     level = _level(some)
     for part in (*[some] * ROUNDS, patches):
-        level = _level(_telling(part, level, clipped=clipped)) if level > 0 else 0.0
+        level = _level(_telling(part, level, clipped=clipped)) if level > NONE else level
     estimate = 255 * level
     return estimate * (1 + UNSEEN * estimate) if clipped else estimate
 
@@ -178,7 +179,7 @@ def _kept(means: NDArray[np.float32], level: float) -> NDArray[np.float32]:
     first = clean * inside + level * (norm.pdf(low) - norm.pdf(high)) + white
     second = (clean**2 + level**2) * inside + level * (clean * norm.pdf(low) - (clean + 1) * norm.pdf(high)) + white
     deviation = np.sqrt(np.maximum(second - first**2, 0)) / level
-    shares: NDArray[np.float32] = np.interp(means, first, deviation).astype(np.float32)
+    shares: NDArray[np.float32] = np.interp(means, first, np.maximum(deviation, 0.1)).astype(np.float32)
     return shares
 
 
