@@ -5,6 +5,7 @@ import uuid
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from raydenoise.model.card import Card, check_sigma
 from raydenoise.pipelines.attempts import start
 from raydenoise.pipelines.displays import Display
 from raydenoise.pipelines.gauges import Gauges
+from raydenoise.pipelines.parcels import unpack
 from raydenoise.pipelines.process import ModelFiles, read_files, tried
 from raydenoise.pipelines.session import (
     Plan,
@@ -37,10 +39,10 @@ from raydenoise.pipelines.sources import Pictures, check_apart, list_pictures, r
 from raydenoise.pipelines.stages import DenoiseActor, FusedActor, Stages, decode_batch, publish_batch
 from raydenoise.pipelines.summaries import Totals
 
-# Every picture is a block of its own: rows come as they are done, and where Ray does a task again it goes on behind the
+# Every parcel is a block of its own: rows come as they are done, and where Ray does a task again it goes on behind the
 # blocks that it has, by their number, so that they must not depend on how many bytes a row has.
 BLOCK_BYTES = 1
-GPU_BATCH = 4  # pictures handed to a GPU actor at a time; Ray wants a number with num_gpus
+GPU_PICTURES = 4  # handed to a GPU actor at a time, where they are not large
 
 
 def run(config: DenoiseConfig) -> dict[str, Any]:
@@ -151,7 +153,8 @@ class Job:
         total = before + len(pictures)
         with Display(total, doing="denoising", begin=begin, quiet=config.quiet, waiting=waiting) as display:
             try:
-                for rows in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                blocks = results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+                for rows in chain.from_iterable(map(unpack, blocks)):
                     rows = self.ledger.fresh(rows)
                     writer.add(rows, now=time.monotonic())
                     gauges.add(rows)
@@ -181,7 +184,7 @@ def _read_files(config: DenoiseConfig, pictures: Pictures) -> list[str]:
 
 
 def denoise(sources: ray.data.Dataset, *, files: ModelFiles, stages: Stages, plan: Plan) -> ray.data.Dataset:
-    """The pipeline: sources in, metrics rows out; pictures are written on the way.
+    """The pipeline: parcels of sources in, parcels of metrics rows out; pictures are written on the way.
 
     On CPUs all stages share one process, so that no pixel is copied between processes. A GPU actor only denoises:
     decoding and encoding run beside it on CPUs of their own.
@@ -189,23 +192,14 @@ def denoise(sources: ray.data.Dataset, *, files: ModelFiles, stages: Stages, pla
     pool = ray.data.ActorPoolStrategy(
         min_size=1, max_size=plan.actors, initial_size=plan.initial, max_tasks_in_flight_per_actor=2
     )
-    actor = {"compute": pool, "num_cpus": plan.cpus, "batch_format": "pyarrow"}
+    one = {"batch_size": 1, "batch_format": "pyarrow"}  # parcel a task
+    actor = {"compute": pool, "num_cpus": plan.cpus, **one}
     if plan.fused:
-        return sources.map_batches(
-            FusedActor, fn_constructor_args=[ray.put(files), stages, plan.cpus], batch_size=plan.rows, **actor
-        )
+        return sources.map_batches(FusedActor, fn_constructor_args=[ray.put(files), stages, plan.cpus], **actor)
     return (
-        sources.map_batches(
-            decode_batch, fn_kwargs={"stages": stages}, batch_size=plan.rows, batch_format="pyarrow", num_cpus=1
-        )
-        .map_batches(
-            DenoiseActor,
-            fn_constructor_args=[ray.put(files), stages, None],
-            batch_size=GPU_BATCH,
-            num_gpus=plan.gpus,
-            **actor,
-        )
-        .map_batches(publish_batch, fn_kwargs={"stages": stages}, batch_format="pyarrow", num_cpus=0.5)
+        sources.map_batches(decode_batch, fn_kwargs={"stages": stages, "size": GPU_PICTURES}, num_cpus=1, **one)
+        .map_batches(DenoiseActor, fn_constructor_args=[ray.put(files), stages, None], num_gpus=plan.gpus, **actor)
+        .map_batches(publish_batch, fn_kwargs={"stages": stages}, num_cpus=0.5, **one)
     )
 
 

@@ -19,6 +19,7 @@ from raydenoise.data.ledger import Ledger, among
 from raydenoise.data.manifest import Output
 from raydenoise.data.place import Place, place
 from raydenoise.data.schema import SOURCES
+from raydenoise.pipelines.parcels import PARCEL, pack
 
 PART = 1 << 16  # rows
 
@@ -35,7 +36,7 @@ class Pictures(Protocol):
         """Those that are not done."""
 
     def dataset(self, *, rows: int) -> ray.data.Dataset:
-        """Rows of `SOURCES`, about so many a block."""
+        """Parcels of rows of `SOURCES`, about so many each."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Found:
         return Found(ledger.pending(self.table))
 
     def dataset(self, *, rows: int) -> ray.data.Dataset:
-        """Rows of `SOURCES`, so many a block."""
+        """Parcels of rows of `SOURCES`, so many each."""
         return _streamed(_slices, (self.table, rows))
 
 
@@ -79,12 +80,12 @@ class Listed:
         return Listed(self.listing, ledger)
 
     def dataset(self, *, rows: int) -> ray.data.Dataset:
-        """Rows of `SOURCES`, about so many a block."""
+        """Parcels of rows of `SOURCES`, about so many each."""
         return _streamed(_pending, (self.listing, self.ledger, rows))
 
 
 def _streamed(read: Callable[..., Iterator[pa.Table]], arguments: tuple[Any, ...]) -> ray.data.Dataset:
-    """Blocks that a task on the driver's machine makes as they are needed: millions never lie in the object store."""
+    """Parcels that a task on the driver's machine makes as they are needed: millions never lie in the object store."""
     driver = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     return ray.data.read_datasource(_Blocks(read, ray.put(arguments)), num_cpus=0, label_selector=driver)
 
@@ -104,11 +105,11 @@ class _Blocks(ray.data.Datasource):  # type: ignore[misc]  # Ray is not typed
         del parallelism
         read, held = self._read, self._held
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        return [ray.data.ReadTask(lambda: read(*ray.get(held)), unknown, schema=SOURCES)]
+        return [ray.data.ReadTask(lambda: read(*ray.get(held)), unknown, schema=PARCEL)]
 
 
 def _slices(table: pa.Table, rows: int) -> Iterator[pa.Table]:
-    return (table.slice(first, rows) for first in range(0, len(table), rows))
+    return (pack(table.slice(first, rows).to_pylist()) for first in range(0, len(table), rows))
 
 
 def _pending(found: listing.Listing, ledger: Ledger, rows: int) -> Iterator[pa.Table]:

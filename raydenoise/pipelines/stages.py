@@ -5,13 +5,12 @@ stages let it pass. The pipeline decides which stages share a process.
 """
 
 import logging
-import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -27,6 +26,7 @@ from raydenoise.data.manifest import Output, utc_now
 from raydenoise.data.schema import metrics_table
 from raydenoise.data.secrets import redacted
 from raydenoise.pipelines.attempts import Verdicts, Watch
+from raydenoise.pipelines.parcels import pack, unpack
 from raydenoise.pipelines.process import ModelFiles, fast_precision, load_denoiser, prepare_tensorflow, worker_name
 from raydenoise.pipelines.sharing import check_present
 
@@ -37,7 +37,8 @@ _WATCHES: dict[str, Watch] = {}  # of this process, by job
 
 AHEAD = 2  # pictures read ahead and written behind per actor: hides storage latency, bounds memory
 MESSAGE_LENGTH = 300  # characters of an error message that reach the table
-PIXELS = pa.schema([("work", pa.large_binary())])  # pixels between processes; one picture a row
+PARCELS = 8  # of a task, at most: Ray keeps about 1 kB in the driver for each, until the job ends
+PARCEL_BYTES = 64 << 20  # of pixels: a parcel that has so many is full
 
 
 @dataclass
@@ -229,13 +230,17 @@ class DenoiseActor:
         if work.source["reference_uri"] is not None:
             work.noisy = picture.pixels
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Denoise rows of pickled `Work`: the GPU actor between decoding and encoding tasks."""
-        return pack(list(one_by_one(self._watch, unpack(batch), self.denoise)))
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Denoise parcels of `Work`: the GPU actor between decoding and encoding tasks."""
+        for works in unpack(batch):
+            yield pack(list(one_by_one(self._watch, works, self.denoise)))
 
 
 class FusedActor(DenoiseActor):
-    """All stages in one process: on a CPU machine pixels then never leave it. Takes sources, returns metrics rows."""
+    """All stages in one process: on a CPU machine pixels then never leave it.
+
+    Takes parcels of sources, returns parcels of metrics rows.
+    """
 
     def __init__(self, files: "ray.ObjectRef[ModelFiles] | ModelFiles", stages: Stages, threads: int | None) -> None:
         super().__init__(files, stages, threads)
@@ -243,14 +248,20 @@ class FusedActor(DenoiseActor):
         self._writers = ThreadPoolExecutor(AHEAD, thread_name_prefix="write")
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        """Read ahead, denoise, write behind; at most `AHEAD` + 1 pictures wait on either side. Yields row by row."""
-        sources = batch.to_pylist()
+        """Do every picture of a task; an eighth of its rows a parcel."""
+        for sources in unpack(batch):
+            yield from map(_parcel_of_rows, grouped(self._rows(sources), size=-(-len(sources) // PARCELS)))
+
+    def _rows(self, sources: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Read ahead, denoise, write behind; at most `AHEAD` + 1 pictures wait on either side."""
         verdicts = self._watch.enter([source["key"] for source in sources])
         odd = {*verdicts.suspect, *verdicts.given_up}
-        # In the order of the batch, always: where Ray does a task again, it goes on behind the rows that it has.
+        # In the order of the task, always: where Ray does it again, it goes on behind the parcels that it has.
         for alone, group in groupby(sources, key=lambda source: source["key"] in odd):
-            for row in self._one_by_one(group, verdicts) if alone else self._overlapped(group):
-                yield metrics_table([row])
+            if alone:
+                yield from self._one_by_one(group, verdicts)
+            else:
+                yield from self._overlapped(group)
 
     def _one_by_one(self, sources: Iterable[dict[str, Any]], verdicts: Verdicts) -> Iterator[dict[str, Any]]:
         works = one_by_one(self._watch, map(self._stages.waiting, sources), self._whole, verdicts=verdicts)
@@ -301,25 +312,35 @@ def ahead(pool: ThreadPoolExecutor, step: Callable[[Item], Done], items: Iterabl
         yield begun.popleft().result()
 
 
-def decode_batch(batch: pa.Table, *, stages: Stages) -> Iterator[pa.Table]:
-    """Decode sources, one output block a picture: the task before a GPU actor."""
-    works = map(stages.waiting, batch.to_pylist())
-    for work in one_by_one(stages.watch(), works, stages.decode):
-        yield pack([work])
+def grouped(items: Iterable[Item], *, size: int) -> Iterator[list[Item]]:
+    """So many at a time, in order, as they come; the last group may be smaller."""
+    left = iter(items)
+    while group := list(islice(left, size)):
+        yield group
 
 
-def publish_batch(batch: pa.Table, *, stages: Stages) -> pa.Table:
-    """Publish denoised pictures: the task behind a GPU actor."""
-    works = one_by_one(stages.watch(), unpack(batch), stages.publish)
-    return metrics_table([stages.finished(work) for work in works])
+def decode_batch(batch: pa.Table, *, stages: Stages, size: int) -> Iterator[pa.Table]:
+    """Decode sources, at most `size` pictures a parcel: the task before a GPU actor."""
+    for sources in unpack(batch):
+        held: list[Work] = []
+        for work in one_by_one(stages.watch(), map(stages.waiting, sources), stages.decode):
+            held.append(work)
+            if len(held) == size or sum(_pixel_bytes(work) for work in held) >= PARCEL_BYTES:
+                yield pack(held)
+                held = []
+        if held:
+            yield pack(held)
 
 
-def pack(works: list[Work]) -> pa.Table:
-    """Put pictures on their way into a table: bytes, since Ray mixes up columns of unlike arrays."""
-    return pa.Table.from_pylist([{"work": pickle.dumps(work, protocol=5)} for work in works], schema=PIXELS)
+def publish_batch(batch: pa.Table, *, stages: Stages) -> Iterator[pa.Table]:
+    """Publish denoised pictures: the task behind a GPU actor. Returns parcels of metrics rows."""
+    for works in unpack(batch):
+        yield _parcel_of_rows(map(stages.finished, one_by_one(stages.watch(), works, stages.publish)))
 
 
-def unpack(batch: pa.Table) -> Iterator[Work]:
-    """Take them out again."""
-    for cell in batch["work"]:
-        yield pickle.loads(cell.as_buffer())
+def _parcel_of_rows(rows: Iterable[dict[str, Any]]) -> pa.Table:
+    return pack(metrics_table(list(rows)))
+
+
+def _pixel_bytes(work: Work) -> int:
+    return 0 if work.picture is None else work.picture.pixels.nbytes

@@ -24,24 +24,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydenoise.config import DenoiseConfig
-from raydenoise.data.schema import metrics_table
-from raydenoise.pipelines import denoise
+from raydenoise.pipelines import denoise, stages
 
 
-class Idle:
+class Idle(stages.FusedActor):
     """Returns rows as of pictures that are done."""
 
     def __init__(self, *_: Any) -> None:
         pass
 
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        for source in batch.to_pylist():
-            row = dict.fromkeys(("sigma", "decode_s", "infer_s", "encode_s"), 1.0) | dict.fromkeys(
-                ("height", "width"), 9
-            )
-            yield metrics_table(
-                [{**row, "uri": source["uri"], "key": source["key"], "status": "ok", "worker": "host/1"}]
-            )
+    def _rows(self, sources: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        times = dict.fromkeys(("sigma", "decode_s", "infer_s", "encode_s"), 1.0)
+        for source in sources:
+            done = {"uri": source["uri"], "key": source["key"], "status": "ok", "worker": "host/1"}
+            yield {**times, **done, "height": 9, "width": 9}
 
 
 class Looks:
