@@ -1,11 +1,11 @@
 """How the driver's memory grows with what is done: rows of pictures that nobody denoises.
 
-    python tests/benchmarks/driver.py [--pictures 100000]
+    python tests/benchmarks/driver.py [--pictures 100000] [--job-of 2000000]
 
 `denoise` as it is, but its actors return the row of a picture at once: all that the driver does for a picture is the
-same. INPUT is a listing. One JSON line: MB of the driver's own memory (anonymous RSS) after a tenth of the pictures and
-at the end, each as it is and once the allocator gave back what nobody holds; and the bytes that each picture between
-them left in the latter.
+same. INPUT is a listing. Tasks are as large as those of a job of `--job-of` pictures. One JSON line: MB of the driver's
+own memory (anonymous RSS) after a tenth of the pictures and at the end, each as it is and once the allocator gave back
+what nobody holds; and the bytes that each picture between them left in the latter.
 """
 
 import argparse
@@ -76,7 +76,10 @@ def main() -> None:
     """Run once and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=100_000)
+    parser.add_argument("--job-of", type=int, default=2_000_000)
     arguments = parser.parse_args()
+    plan = denoise.make_plan
+    denoise.make_plan = lambda config, images: plan(config, images=max(images, arguments.job_of))
     denoise.FusedActor, denoise.Display = Idle, Looks  # type: ignore[misc, assignment]
     with tempfile.TemporaryDirectory() as folder:
         uris = [f"/a-bucket-with-a-name/photographs/2026/{index:09d}.png" for index in range(arguments.pictures)]
@@ -90,6 +93,7 @@ def main() -> None:
     line = {
         "name": "driver",
         "pictures": arguments.pictures,
+        "job_of": arguments.job_of,
         "after_a_tenth_mb": round(first[1] / 1e6),
         "at_the_end_mb": round(last[1] / 1e6),
         "held_after_a_tenth_mb": round(first[2] / 1e6),
