@@ -42,7 +42,6 @@ from raydenoise.pipelines.summaries import Totals
 # Every parcel is a block of its own: rows come as they are done, and where Ray does a task again it goes on behind the
 # blocks that it has, by their number, so that they must not depend on how many bytes a row has.
 BLOCK_BYTES = 1
-GPU_PICTURES = 4  # handed to a GPU actor at a time, where they are not large
 
 
 def run(config: DenoiseConfig) -> dict[str, Any]:
@@ -197,7 +196,7 @@ def denoise(sources: ray.data.Dataset, *, files: ModelFiles, stages: Stages, pla
     if plan.fused:
         return sources.map_batches(FusedActor, fn_constructor_args=[ray.put(files), stages, plan.cpus], **actor)
     return (
-        sources.map_batches(decode_batch, fn_kwargs={"stages": stages, "size": GPU_PICTURES}, num_cpus=1, **one)
+        sources.map_batches(decode_batch, fn_kwargs={"stages": stages}, num_cpus=1, **one)
         .map_batches(DenoiseActor, fn_constructor_args=[ray.put(files), stages, None], num_gpus=plan.gpus, **actor)
         .map_batches(publish_batch, fn_kwargs={"stages": stages}, num_cpus=0.5, **one)
     )

@@ -6,10 +6,13 @@ as pictures.
 """
 
 import pickle
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, TypeVar
 
 import pyarrow as pa
+
+Item = TypeVar("Item")
 
 PARCEL = pa.schema([("parcel", pa.large_binary())])
 
@@ -23,3 +26,10 @@ def unpack(batch: pa.Table) -> Iterator[Any]:
     """Take out what each row holds."""
     for cell in batch["parcel"]:
         yield pickle.loads(cell.as_buffer())
+
+
+def grouped(items: Iterable[Item], *, size: int) -> Iterator[list[Item]]:
+    """So many at a time, in order, as they come; the last group may be smaller."""
+    left = iter(items)
+    while group := list(islice(left, size)):
+        yield group

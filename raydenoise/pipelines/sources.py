@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +18,7 @@ from raydenoise.data.ledger import Ledger, among
 from raydenoise.data.manifest import Output
 from raydenoise.data.place import Place, place
 from raydenoise.data.schema import SOURCES
-from raydenoise.pipelines.parcels import PARCEL, pack
+from raydenoise.pipelines.parcels import PARCEL, grouped, pack
 
 PART = 1 << 16  # rows
 
@@ -144,7 +143,7 @@ def list_pictures(config: DenoiseConfig) -> Pictures:
 def _column(values: Iterable[str | None]) -> pa.ChunkedArray:
     """A column of text, made a part at a time: one array of all would be made twice as large first."""
     left = iter(values)
-    parts = iter(lambda: list(islice(left, PART)), [])
+    parts = grouped(left, size=PART)
     return pa.chunked_array([pa.array(part, pa.string()) for part in parts], pa.string())
 
 

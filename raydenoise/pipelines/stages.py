@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import groupby, islice
+from itertools import groupby
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -26,7 +26,7 @@ from raydenoise.data.manifest import Output, utc_now
 from raydenoise.data.schema import metrics_table
 from raydenoise.data.secrets import redacted
 from raydenoise.pipelines.attempts import Verdicts, Watch
-from raydenoise.pipelines.parcels import pack, unpack
+from raydenoise.pipelines.parcels import grouped, pack, unpack
 from raydenoise.pipelines.process import ModelFiles, fast_precision, load_denoiser, prepare_tensorflow, worker_name
 from raydenoise.pipelines.sharing import check_present
 
@@ -38,7 +38,8 @@ _WATCHES: dict[str, Watch] = {}  # of this process, by job
 AHEAD = 2  # pictures read ahead and written behind per actor: hides storage latency, bounds memory
 MESSAGE_LENGTH = 300  # characters of an error message that reach the table
 PARCELS = 8  # of a task, at most: Ray keeps about 1 kB in the driver for each, until the job ends
-PARCEL_BYTES = 64 << 20  # of pixels: a parcel that has so many is full
+GPU_PICTURES = 4  # of a parcel for a GPU actor, where they are not large
+PARCEL_BYTES = 64 << 20  # of their pixels: a parcel that has so many is full
 
 
 @dataclass
@@ -312,20 +313,13 @@ def ahead(pool: ThreadPoolExecutor, step: Callable[[Item], Done], items: Iterabl
         yield begun.popleft().result()
 
 
-def grouped(items: Iterable[Item], *, size: int) -> Iterator[list[Item]]:
-    """So many at a time, in order, as they come; the last group may be smaller."""
-    left = iter(items)
-    while group := list(islice(left, size)):
-        yield group
-
-
-def decode_batch(batch: pa.Table, *, stages: Stages, size: int) -> Iterator[pa.Table]:
-    """Decode sources, at most `size` pictures a parcel: the task before a GPU actor."""
+def decode_batch(batch: pa.Table, *, stages: Stages) -> Iterator[pa.Table]:
+    """Decode sources, a few pictures a parcel: the task before a GPU actor."""
     for sources in unpack(batch):
         held: list[Work] = []
         for work in one_by_one(stages.watch(), map(stages.waiting, sources), stages.decode):
             held.append(work)
-            if len(held) == size or sum(_pixel_bytes(work) for work in held) >= PARCEL_BYTES:
+            if len(held) == GPU_PICTURES or sum(_pixel_bytes(work) for work in held) >= PARCEL_BYTES:
                 yield pack(held)
                 held = []
         if held:

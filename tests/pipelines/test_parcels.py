@@ -10,10 +10,10 @@ import ray
 from raydenoise.data.schema import SOURCES
 from raydenoise.pipelines import stages
 from raydenoise.pipelines.denoise import BLOCK_BYTES
-from raydenoise.pipelines.parcels import pack, unpack
+from raydenoise.pipelines.parcels import grouped, pack, unpack
 from raydenoise.pipelines.session import configure_data
 from raydenoise.pipelines.sources import Found
-from raydenoise.pipelines.stages import FusedActor, grouped
+from raydenoise.pipelines.stages import FusedActor
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray")
 
@@ -58,7 +58,7 @@ def test_pictures_for_a_gpu_share_a_parcel_unless_they_are_large(monkeypatch: py
     monkeypatch.setattr(stages, "_pixel_bytes", lambda work: int(work.source["uri"]))
     monkeypatch.setattr(stages, "one_by_one", lambda *args: args[1])
     few = [{"uri": size, "key": str(i)} for i, size in enumerate(("1", "2", "3", "4", "100", "60", "60", "5"))]
-    parcels = stages.decode_batch(pack(few), stages=Sourced(), size=4)  # type: ignore[arg-type]
+    parcels = stages.decode_batch(pack(few), stages=Sourced())  # type: ignore[arg-type]
     assert [[work.source["key"] for work in works] for parcel in parcels for works in unpack(parcel)] == [
         ["0", "1", "2", "3"],
         ["4"],
@@ -88,7 +88,7 @@ def test_ray_makes_one_block_of_each_parcel() -> None:
         blocks = list(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         assert [[len(task) for task in unpack(block)] for block in blocks] == [[40], [40], [20]]
         done = dataset.map_batches(
-            _Returning, batch_size=1, batch_format="pyarrow", compute=ray.data.ActorPoolStrategy(size=1)
+            Idle, batch_size=1, batch_format="pyarrow", compute=ray.data.ActorPoolStrategy(size=1)
         )
         blocks = list(done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         assert [len(block) for block in blocks] == [1] * 23
@@ -96,12 +96,3 @@ def test_ray_makes_one_block_of_each_parcel() -> None:
         assert sorted(keys, key=int) == [str(i) for i in range(100)]
     finally:
         ray.shutdown()
-
-
-class _Returning:
-    """`Idle` for Ray's workers, which do not import tests."""
-
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        for part in unpack(batch):
-            for keys in grouped((source["key"] for source in part), size=-(-len(part) // 8)):
-                yield pack(pa.table({"key": keys}))
