@@ -15,7 +15,7 @@ from raydenoise.core.noise import estimate_sigma
 from raydenoise.core.patches import generator, random_crop
 from raydenoise.data.order import Order, Read
 from raydenoise.data.schema import Split
-from raydenoise.data.shards import Patch, ShardFile, ShardSet, spread, to_patches
+from raydenoise.data.shards import PIXELS, ShardFile, ShardSet, spread, to_arrays
 from raydenoise.data.storage import open_parquet
 from raydenoise.training.batches import Sample
 
@@ -125,28 +125,27 @@ def read_chunk(chunk: pa.Table, *, source: Source, slots: range) -> pa.Table:
         with open_parquet(file.path) as opened:
             for read in parts:
                 # In this thread: others would only compete with the training for the cores.
-                group = opened.read_row_group(source.places[read.group][1], use_threads=False)
-                stored = group.take(pa.array(read.rows))
-                for row, (step, slot) in zip(_cropped(to_patches(stored), read, source), read.places, strict=True):
+                group = opened.read_row_group(source.places[read.group][1], columns=PIXELS, use_threads=False)
+                for row, (step, slot) in zip(_cropped(group, read, source), read.places, strict=True):
                     rows[(step - bounds["first"]) * width + slots.index(slot)] = row
     return pa.Table.from_pylist(rows, schema=SAMPLES)
 
 
-def _cropped(patches: list[Patch], read: Read, source: Source) -> Iterator[dict[str, object]]:
-    for patch, row in zip(patches, read.rows, strict=True):
-        number = int(source.order.offsets[read.group] + row)
+def _cropped(group: pa.Table, read: Read, source: Source) -> Iterator[dict[str, object]]:
+    numbers = (source.order.offsets[read.group] + read.rows).tolist()
+    for (clean, noisy), number in zip(to_arrays(group, read.rows.tolist()), numbers, strict=True):
         rng = generator(source.order.seed, epoch=read.epoch, patch=number, purpose=0)
-        both = patch.clean if patch.noisy is None else np.concatenate([patch.clean, patch.noisy], axis=-1)
+        both = clean if noisy is None else np.concatenate([clean, noisy], axis=-1)
         crop = random_crop([both], side=source.patch, rng=rng)
-        channels = patch.clean.shape[-1]
+        channels = clean.shape[-1]
         yield {
             "epoch": read.epoch,
             "patch": number,
             "channels": channels,
-            "dtype": str(patch.clean.dtype),
+            "dtype": clean.dtype.name,
             "clean": crop[..., :channels].tobytes(),
-            "noisy": None if patch.noisy is None else crop[..., channels:].tobytes(),
-            "sigma": estimate_sigma(patch.noisy) if source.estimate and patch.noisy is not None else 0.0,
+            "noisy": None if noisy is None else crop[..., channels:].tobytes(),
+            "sigma": estimate_sigma(noisy) if source.estimate and noisy is not None else 0.0,
         }
 
 

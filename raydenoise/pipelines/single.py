@@ -34,8 +34,7 @@ from raydenoise.training.batches import (
     Batch,
     Sample,
     prefetched,
-    stacked,
-    training_pair,
+    training_batch,
     validation_pairs,
 )
 from raydenoise.training.dormant import RENEWED, SEEN, firing, renew
@@ -154,10 +153,8 @@ def fit(
     def batches() -> Iterator[Batch]:
         for step in range(facts.step, recipe.steps):
             numbers = range(step * recipe.batch_size, (step + 1) * recipe.batch_size)
-            yield stacked(
-                training_pair(_sample(train, number, recipe), recipe=recipe, inputs=inputs, channels=channels)
-                for number in numbers
-            )
+            samples = [_sample(train, number, recipe) for number in numbers]
+            yield training_batch(samples, recipe=recipe, inputs=inputs, channels=channels)
 
     def report(progress: loop.Progress) -> None:
         psnr = {}

@@ -27,8 +27,7 @@ from raydenoise.training.batches import (
     Batch,
     FloatPixels,
     prefetched,
-    stacked,
-    training_pair,
+    training_batch,
     validation_pairs,
 )
 from raydenoise.training.dormant import RENEWED, SEEN, firing, hidden, renew
@@ -68,7 +67,7 @@ def work(task: Task, board: Any) -> None:
             last=task.recipe.steps,
             cpus=task.read_cpus,
         ):
-            yield stacked(training_pair(s, recipe=task.recipe, inputs=inputs, channels=channels) for s in part)
+            yield training_batch(part, recipe=task.recipe, inputs=inputs, channels=channels)
 
     validation = [
         validation_pairs(sample, inputs=inputs, channels=channels)

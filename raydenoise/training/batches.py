@@ -42,38 +42,47 @@ class Sample:
     sigma: float = 0.0
 
 
-def training_pair(sample: Sample, *, recipe: Recipe, inputs: int, channels: int) -> Batch:
-    """Augment and noise one patch.
+def training_batch(samples: Sequence[Sample], *, recipe: Recipe, inputs: int, channels: int) -> Batch:
+    """Augment and noise patches of one size.
 
     Args:
-        sample: the patch.
+        samples: the patches.
         recipe: augmentation, noise, shares of grey and of quantized samples.
         inputs: planes that the network takes; one more than `channels` with a noise map.
         channels: colour planes of the network, 1 or 3. A grey patch is repeated, a coloured one turned grey.
 
     Returns:
-        noisy (side, side, inputs) and clean (side, side, channels), float32.
+        noisy (N, side, side, inputs) and clean (N, side, side, channels), float32.
     """
+    shape = (len(samples), *samples[0].clean.shape[:2])
+    noisy, clean = np.empty((*shape, inputs), np.float32), np.empty((*shape, channels), np.float32)
+    for index, sample in enumerate(samples):
+        noisy[index, ..., :channels], clean[index], sigma = _drawn(sample, recipe, channels)
+        noisy[index, ..., channels:] = sigma / 255  # the noise map, where the network takes one
+    return noisy, clean
+
+
+def _drawn(sample: Sample, recipe: Recipe, channels: int) -> tuple[FloatPixels, FloatPixels, float]:
+    """Draw one sample: noisy and clean (side, side, channels), and the level, 8-bit grey levels."""
     rng = generator(recipe.seed, epoch=sample.epoch, patch=sample.patch, purpose=1)
     if sample.noisy is not None:
         moved = augment([sample.clean, sample.noisy], recipe.augment, rng=rng)
         factor = brightness(recipe.augment, rng=rng)
         clean, noisy = (_planes(as_float(pixels), channels) * factor for pixels in moved)
-        sigma = sample.sigma * float(factor)
-    else:
-        (pixels,) = augment([sample.clean], recipe.augment, rng=rng)
-        clean = _planes(as_float(pixels), channels) * brightness(recipe.augment, rng=rng)
-        if channels == sample.clean.shape[-1] == 3 and recipe.colour_share and rng.random() < recipe.colour_share:
-            clean = recolour(clean, rng=rng)
-        grey = channels == 3 and (rng.random() < recipe.grey_share or sample.clean.shape[-1] == 1)
-        if grey:
-            clean = to_grey(clean)
-        noisy, sigma = _noised(clean[..., :1] if grey else clean, recipe=recipe, rng=rng)
-        if grey:
-            noisy = np.repeat(noisy, 3, axis=-1)
-        if rng.random() < recipe.quantized_share:
-            noisy = quantize(noisy)
-    return (with_sigma_plane(noisy, sigma) if inputs > channels else noisy), clean
+        return noisy, clean, sample.sigma * float(factor)
+    (pixels,) = augment([sample.clean], recipe.augment, rng=rng)
+    clean = _planes(as_float(pixels), channels) * brightness(recipe.augment, rng=rng)
+    if channels == sample.clean.shape[-1] == 3 and recipe.colour_share and rng.random() < recipe.colour_share:
+        clean = recolour(clean, rng=rng)
+    grey = channels == 3 and (rng.random() < recipe.grey_share or sample.clean.shape[-1] == 1)
+    if grey:
+        clean = to_grey(clean)
+    noisy, sigma = _noised(clean[..., :1] if grey else clean, recipe=recipe, rng=rng)
+    if grey:
+        noisy = np.repeat(noisy, 3, axis=-1)
+    if rng.random() < recipe.quantized_share:
+        noisy = quantize(noisy)
+    return noisy, clean, sigma
 
 
 def _planes(pixels: FloatPixels, channels: int) -> FloatPixels:

@@ -1,10 +1,11 @@
 """Training under Ray Train against the bare step, on the same machine in the same run; and the data path alone.
 
-    python tests/benchmarks/training.py --shards SHARDS [--repeats 3] [--steps 160] [--rows ROW ...]
+    python tests/benchmarks/training.py --shards SHARDS [--repeats 3] [--steps 160] [--threads N] [--rows ROW ...]
 
 Each row is a process of its own (two where it says so) with the default network, the same global batch and precision:
-bare step          the step again and again on one batch that lies in memory, all cores
+bare step          the step again and again on one batch that lies in memory, all cores (`--threads 1`: one of them)
 with data path     the same process reads the shards and makes the batches, in a thread; no Ray
+in Ray Train       the bare step in a worker of Ray Train: nothing read, no batch made
 1 worker           `raydenoise train`, one worker
 two halves         two processes with half the cores and half the batch each, in memory; they share nothing
 with collective    the same two under MultiWorkerMirroredStrategy: they sum their gradients
@@ -42,10 +43,16 @@ from raydenoise.data.shards import MANIFEST, read_manifest
 WARMING = 40  # steps
 READ = 10  # times as many steps where nothing is trained: tasks read ahead while the first ones warm up
 TRAINED = {"1 worker": 1, "2 workers": 2}  # rows of `raydenoise train`
-PROCESSES = {"bare step": 1, "with data path": 1, "two halves": 2, "with collective": 2, "data path": 1}
-ROWS = ("bare step", "with data path", "1 worker", "two halves", "with collective", "2 workers", "data path", "pyarrow")
+SHARED = ("bare step", "with data path", "in Ray Train", "1 worker")  # rows that --threads is for
+ALONE = ("bare step", "with data path", "in Ray Train", "data path")  # rows of one process
+PROCESSES = {**dict.fromkeys(ALONE, 1), "two halves": 2, "with collective": 2}
+ROWS = (
+    *("bare step", "with data path", "in Ray Train", "1 worker"),
+    *("two halves", "with collective", "2 workers", "data path", "pyarrow"),
+)
 RATIOS = {  # what a ratio tells: below 1 is what it costs
     ("with data path", "bare step"): "reading, noise and augmentation",
+    ("in Ray Train", "bare step"): "Ray beside it, one worker",
     ("1 worker", "with data path"): "Ray, one worker",
     ("1 worker", "bare step"): "all of it, one worker",
     ("two halves", "bare step"): "half-size batches on half the cores",
@@ -64,11 +71,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--patch", type=int, default=64)
+    parser.add_argument("--threads", type=int, help="of a row of one process or worker; default: a core each")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="ROW")
     parser.add_argument("--child", choices=PROCESSES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.steps < 2 * WARMING:
         parser.error(f"--steps is {arguments.steps}; allowed: at least {2 * WARMING}, of which {WARMING} warm up")
+    if arguments.threads is not None and (arguments.threads < 1 or any(row not in SHARED for row in arguments.rows)):
+        parser.error(f"--threads is {arguments.threads}; allowed: 1 or more, with --rows of {', '.join(SHARED)}")
     if arguments.child:
         print(json.dumps(child(arguments)))
         return
@@ -120,7 +130,7 @@ def measure(row: str, arguments: argparse.Namespace) -> float:
 
 def run_children(arguments: argparse.Namespace, row: str) -> float:
     """Run the processes of a row side by side; the sum of their rates."""
-    command = [sys.executable, __file__, *flags(arguments), "--child", row]
+    command = [sys.executable, __file__, *own_flags(arguments), "--rows", "bare step", "--child", row]
     env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(PROCESSES[row])]}
     processes = []
@@ -152,6 +162,12 @@ def flags(arguments: argparse.Namespace) -> list[str]:
     return [word for name in values for word in ("--" + name.replace("_", "-"), str(getattr(arguments, name)))]
 
 
+def own_flags(arguments: argparse.Namespace) -> list[str]:
+    """The options of a process of this benchmark."""
+    threads = [] if arguments.threads is None else ["--threads", str(arguments.threads)]
+    return flags(arguments) + threads
+
+
 def under_ray(arguments: argparse.Namespace, workers: int) -> float:
     """Train by the command; its own log tells the rate."""
     with tempfile.TemporaryDirectory() as folder:
@@ -159,6 +175,7 @@ def under_ray(arguments: argparse.Namespace, workers: int) -> float:
         command = [sys.executable, "-m", "raydenoise.cli", "train", *flags(arguments)[1:], "--output", str(run)]
         far = str(arguments.steps)  # no checkpoint in between: the bare step makes none
         command += ["--workers", str(workers), "--checkpoint-every", far, "--validate-every", far, "--quiet"]
+        command += [] if arguments.threads is None else ["--cpus-per-worker", str(arguments.threads)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         rows = pq.read_table(run / "metrics").sort_by("step").select(["step", "seconds"]).to_pylist()
     warm, last = next(row for row in rows if row["step"] >= WARMING), rows[-1]
@@ -166,17 +183,19 @@ def under_ray(arguments: argparse.Namespace, workers: int) -> float:
 
 
 def child(arguments: argparse.Namespace) -> float:
-    """One process of a row without Ray Train: its rate in patches/s."""
+    """One process of a row without `raydenoise train`: its rate in patches/s."""
+    if arguments.child == "in Ray Train":
+        return in_ray_train(arguments)
     from raydenoise.config import TrainConfig
     from raydenoise.pipelines import train
     from raydenoise.pipelines.samples import Source, read_chunk, to_samples
-    from raydenoise.training.batches import prefetched, stacked, training_pair
+    from raydenoise.training.batches import prefetched, training_batch
 
     shards = read_manifest(arguments.shards)
     processes = PROCESSES[arguments.child]
     batch_size = arguments.batch_size // processes
     config = TrainConfig(shards=arguments.shards, output="-", batch_size=batch_size, patch=arguments.patch, quiet=True)
-    strategy = strategy_of(arguments.child)  # before anything else of TensorFlow runs
+    strategy = strategy_of(arguments.child, arguments.threads)  # before anything else of TensorFlow runs
     started = train.begin(config, shards)
     recipe = train.settle(config, shards, started).recipe
     source = Source.of(shards, batch_size=batch_size, patch=recipe.patch, seed=0, estimate=False)
@@ -190,7 +209,7 @@ def child(arguments: argparse.Namespace) -> float:
 
     def batches(stream: Iterator[list[Any]]) -> Iterator[Any]:
         for part in stream:
-            yield stacked(training_pair(sample, recipe=recipe, inputs=4, channels=3) for sample in part)
+            yield training_batch(part, recipe=recipe, inputs=4, channels=3)
 
     if arguments.child == "data path":
         return drained(lambda: batches(by_ray_data(arguments, source)), batch_size=batch_size)
@@ -199,16 +218,37 @@ def child(arguments: argparse.Namespace) -> float:
     return stepped(started.network, recipe, strategy, stream)
 
 
-def strategy_of(row: str) -> Any:
-    """Settle the threads as a worker would; TensorFlow's own for the rows of one process."""
-    import tensorflow as tf
-
+def strategy_of(row: str, threads: int | None) -> Any:
+    """Settle the threads as a worker would; TensorFlow's own for the rows of one process, where none are given."""
     from raydenoise.pipelines.worker import join_group
 
-    if PROCESSES[row] == 1:
-        return tf.distribute.get_strategy()
-    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    if PROCESSES[row] == 2:
+        threads = max(1, len(os.sched_getaffinity(0)) // 2)
     return join_group(2 if row == "with collective" else 1, threads=threads, gpus=False, seed=0)
+
+
+def in_ray_train(arguments: argparse.Namespace) -> float:
+    """Let a worker of Ray Train do the bare step, with the threads that `raydenoise train` gives it."""
+    import ray.train
+    from ray.train.tensorflow import TensorflowTrainer
+
+    from raydenoise.pipelines.session import session
+
+    cores = len(os.sched_getaffinity(0))
+    bare = argparse.Namespace(**{**vars(arguments), "child": "bare step", "threads": arguments.threads or cores})
+    with tempfile.TemporaryDirectory() as folder, session(None, cpus=cores + 1, verbose=False):
+        told = Path(folder) / "rate"
+
+        def work() -> None:
+            os.environ["KERAS_BACKEND"] = "tensorflow"
+            told.write_text(str(child(bare)))
+
+        TensorflowTrainer(
+            work,
+            scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": bare.threads}),
+            run_config=ray.train.RunConfig(storage_path=folder),
+        ).fit()
+        return float(told.read_text())
 
 
 def stepped(network: Any, recipe: Any, strategy: Any, stream: Iterator[Any]) -> float:

@@ -14,7 +14,7 @@ from raydenoise.training.batches import (
     mean_psnr,
     prefetched,
     stacked,
-    training_pair,
+    training_batch,
     validation_pairs,
 )
 from raydenoise.training.recipe import Recipe
@@ -26,7 +26,8 @@ def pair(
     patch: int = 0, *, epoch: int = 0, inputs: int = 4, channels: int = 3, clean: np.ndarray = PATCH, **recipe: object
 ) -> tuple[np.ndarray, np.ndarray]:
     sample = Sample(clean, epoch=epoch, patch=patch)
-    return training_pair(sample, recipe=Recipe(**recipe), inputs=inputs, channels=channels)
+    noisy, clean = training_batch([sample], recipe=Recipe(**recipe), inputs=inputs, channels=channels)
+    return noisy[0], clean[0]
 
 
 def test_a_sample_is_a_function_of_seed_epoch_and_patch() -> None:
@@ -95,7 +96,7 @@ def test_pairs_move_together_and_keep_their_noise() -> None:
     for patch in range(4):
         sample = Sample(PATCH, epoch=0, patch=patch, noisy=noisy, sigma=12.0)
         recipe = Recipe(noise="paired", augment=("flip", "turn", "channels", "brightness"))
-        given, clean = training_pair(sample, recipe=recipe, inputs=4, channels=3)
+        (given,), (clean,) = training_batch([sample], recipe=recipe, inputs=4, channels=3)
         factor = given[0, 0, 3] * 255 / 12
         assert 0.5 <= factor <= 1
         before, after = noisy.astype(float) - PATCH, (given[..., :3] - clean) * 255 / factor
@@ -134,10 +135,14 @@ def test_mean_psnr_is_that_of_scikit_image() -> None:
     assert mean_psnr(clean, noisy) == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def test_batches_are_stacked() -> None:
-    noisy, clean = stacked(pair(patch) for patch in range(3))
-    assert (noisy.shape, clean.shape) == ((3, 128, 128, 4), (3, 128, 128, 3))
+def test_a_sample_is_the_same_in_every_batch() -> None:
+    samples = [Sample(PATCH[:64, :64], epoch=0, patch=patch) for patch in range(40)]  # grey and quantized ones too
+    noisy, clean = training_batch(samples, recipe=Recipe(), inputs=4, channels=3)
+    assert (noisy.shape, clean.shape) == ((40, 64, 64, 4), (40, 64, 64, 3))
     assert noisy.dtype == clean.dtype == np.float32
+    alone = stacked(pair(sample.patch, clean=sample.clean) for sample in samples)
+    np.testing.assert_array_equal(noisy, alone[0])
+    np.testing.assert_array_equal(clean, alone[1])
 
 
 def test_prefetching_keeps_order_stays_ahead_and_stops() -> None:

@@ -10,7 +10,7 @@ import skimage.data
 
 from raydenoise.model.networks import build
 from raydenoise.training import loop, state
-from raydenoise.training.batches import Batch, Sample, stacked, training_pair
+from raydenoise.training.batches import Batch, Sample, training_batch
 from raydenoise.training.recipe import Recipe
 from raydenoise.training.step import LocalEngine, freeze_encoder
 
@@ -29,7 +29,7 @@ def batches(recipe: Recipe = RECIPE, *, first: int = 0) -> Iterator[Batch]:
     picture = skimage.data.coffee()[:32, 100:132]
     for step in range(first, recipe.steps):
         samples = [Sample(picture, epoch=0, patch=step * 4 + index) for index in range(4)]
-        yield stacked(training_pair(sample, recipe=recipe, inputs=4, channels=3) for sample in samples)
+        yield training_batch(samples, recipe=recipe, inputs=4, channels=3)
 
 
 def train(
