@@ -56,18 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = {name: _tuple(getattr(arguments, name)) for name in names}
     recipe = Recipe(**chosen, arguments=dict(arguments.model_args))
 
-    def smaller(picture: Picture, index: int) -> Picture:
-        factor = np.random.default_rng([recipe.seed, index]).uniform(*SHRINK_RANGE)
-        return shrink(picture, factor=float(factor))
-
-    train: list[Picture] = []
-    validation: list[Picture] = []
-    whole = [list(read_pictures(folder, lambda picture, _: picture)) for folder in arguments.pictures]
-    shrunk = [list(read_pictures(folder, smaller)) for folder in arguments.shrunk]
-    for pictures in arguments.times * whole + shrunk:
-        train += [picture for index, picture in pictures if index % HELD_OUT and min(picture.shape[:2]) >= recipe.patch]
-    for pictures in whole + shrunk:
-        validation += [picture for index, picture in pictures if index % HELD_OUT == 0]
+    train, validation = collect(
+        arguments.pictures, arguments.shrunk, times=arguments.times, patch=recipe.patch, seed=recipe.seed
+    )
     print(f"{len(train)} pictures to train on (--pictures counted {arguments.times} times), {len(validation)} held out")
     started = bundle.load(arguments.init) if arguments.init else None
     if started:
@@ -99,6 +90,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print(f"wrote {arguments.output / 'bundle'}")
     return 0
+
+
+def collect(
+    pictures: Sequence[str], shrunk: Sequence[str], *, times: int, patch: int, seed: int
+) -> tuple[list[Picture], list[Picture]]:
+    """Read folders of pictures: those to train on, and those held out, every 20th by name.
+
+    Args:
+        pictures: folders taken as they are.
+        shrunk: folders of compressed pictures, each shrunk by a random factor first.
+        times: how often the former count in training.
+        patch: pixels; a smaller picture is not trained on.
+        seed: of the factors.
+    """
+
+    def smaller(picture: Picture, index: int) -> Picture:
+        factor = np.random.default_rng([seed, index]).uniform(*SHRINK_RANGE)
+        return shrink(picture, factor=float(factor))
+
+    whole = [list(read_pictures(folder, lambda picture, _: picture)) for folder in pictures]
+    less = [list(read_pictures(folder, smaller)) for folder in shrunk]
+    train: list[Picture] = []
+    for folder in times * whole + less:
+        train += [picture for index, picture in folder if index % HELD_OUT and min(picture.shape[:2]) >= patch]
+    return train, [picture for folder in whole + less for index, picture in folder if index % HELD_OUT == 0]
 
 
 def fit(
@@ -135,7 +151,7 @@ def fit(
     network = replace(network, model=rebuilt(network.model, precision="float32", free_size=True))
     engine = LocalEngine(network, recipe)
     inputs, channels = engine.model.input_shape[-1], engine.model.output_shape[-1]
-    held_out = [validation_pairs(sample, inputs=inputs, channels=channels) for sample in _centres(validation)]
+    held_out = [validation_pairs(sample, inputs=inputs, channels=channels) for sample in centres(validation)]
     seen = np.stack([levels[len(levels) // 2][0] for levels in held_out[:SEEN]])
 
     def wake(step: int) -> None:
@@ -194,7 +210,7 @@ def _sample(pictures: Sequence[Picture], number: int, recipe: Recipe) -> Sample:
     return Sample(random_crop(pictures, side=recipe.patch, rng=rng), epoch=0, patch=number)
 
 
-def _centres(pictures: Sequence[Picture], side: int = VALIDATION_SIDE) -> list[Sample]:
+def centres(pictures: Sequence[Picture], side: int = VALIDATION_SIDE) -> list[Sample]:
     """The middle of each picture that is large enough.
 
     Raises:
