@@ -61,7 +61,12 @@ def with_precision(model: keras.Model, precision: Precision) -> keras.Model:
 
 
 def rebuilt(
-    model: keras.Model, *, precision: Precision, free_size: bool = False, size: int | None = None
+    model: keras.Model,
+    *,
+    precision: Precision,
+    free_size: bool = False,
+    size: int | None = None,
+    thawed: bool = False,
 ) -> keras.Model:
     """Rebuild a network from its configuration with another precision and, on demand, another input size.
 
@@ -70,6 +75,7 @@ def rebuilt(
         precision: of the layers between input and output.
         free_size: drop a fixed input height and width.
         size: fix both at so many pixels.
+        thawed: train all layers, those too that it has frozen.
 
     Raises:
         ValueError, TypeError: the network cannot be built at a free size.
@@ -78,6 +84,8 @@ def rebuilt(
     outputs = set(model.output_names)
     for layer in config["layers"]:
         inner = layer["config"]
+        if thawed and "trainable" in inner:
+            inner["trainable"] = True
         if layer["class_name"] == "InputLayer":
             if free_size or size:
                 shape = inner.get("batch_shape") or inner.get("batch_input_shape")

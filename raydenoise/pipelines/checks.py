@@ -34,10 +34,13 @@ def begin(config: TrainConfig, shards: ShardSet) -> "Bundle":
     import keras
 
     from raydenoise.model import bundle, networks
+    from raydenoise.model.precision import rebuilt
 
     if config.init is not None:
         with on_disk(config.init) as path:
             started = bundle.load(path)
+        # What another training had frozen is learned in this one, unless it is asked to freeze it again.
+        started = replace(started, model=rebuilt(started.model, precision="float32", thawed=True))
     else:
         check_arguments(config)
         keras.utils.set_random_seed(config.seed)

@@ -13,12 +13,13 @@ import ray
 
 from raydenoise.config import TrainConfig
 from raydenoise.config.options import assignments, shown
+from raydenoise.data.schema import SPLITS, Split
 from raydenoise.data.shards import ShardSet
 from raydenoise.data.storage import publish_folder
 from raydenoise.model.card import fit_name
 from raydenoise.pipelines.group import Task
 from raydenoise.pipelines.runlog import METRICS
-from raydenoise.pipelines.samples import held_out
+from raydenoise.pipelines.samples import Levels, held_out
 from raydenoise.report.curves import learning_curve
 
 if TYPE_CHECKING:
@@ -34,17 +35,17 @@ def finish(config: TrainConfig, task: Task, started: "Bundle", checkpoint: Path)
     from raydenoise.training import state
 
     root, recipe = task.run, task.recipe
-    before = _scores(started.model, task.shards) if config.init is not None else {}
+    before = _scores(started.model, task) if config.init is not None else {}
     weights, facts = state.averaged(checkpoint, count=len(started.model.weights))
     started.model.set_weights(weights)
-    scores: dict[str, Any] = {"step": facts.step, **_scores(started.model, task.shards)}
+    scores: dict[str, Any] = {"step": facts.step, **_scores(started.model, task)}
     for split, reached in before.items():
         scores[split] |= {key.replace("denoised", "init"): value for key, value in reached.items() if "denoised" in key}
     sigma_range = started.card.sigma_range
     card = replace(
         started.card,
         name=fit_name(root.name),
-        sigma_range=recipe.sigma_range if sigma_range and recipe.noise == "awgn" else sigma_range,
+        sigma_range=recipe.levels if sigma_range and recipe.noise != "paired" else sigma_range,
         training={
             "command": command(config),
             "recipe": asdict(recipe),
@@ -67,19 +68,23 @@ def finish(config: TrainConfig, task: Task, started: "Bundle", checkpoint: Path)
     return {"output": str(root), "steps": recipe.steps, "seconds": round(facts.seconds, 1), **scores}
 
 
-def _scores(model: Any, shards: ShardSet) -> dict[str, dict[str, float]]:
-    return {split: score(model, shards, split) for split in ("validation", "test") if shards.rows(split)}
+def _scores(model: Any, task: Task) -> dict[str, dict[str, float]]:
+    return {
+        split: score(model, task.shards, split, levels=task.source.levels)
+        for split in SPLITS
+        if split != "train" and task.shards.rows(split)
+    }
 
 
-def score(model: Any, shards: ShardSet, split: Any) -> dict[str, float]:
+def score(model: Any, shards: ShardSet, split: Split, *, levels: Levels | None) -> dict[str, float]:
     """Mean PSNR in dB of the noisy and the denoised patches of a split, at each validation level or of the pairs."""
     from raydenoise.training.batches import VALIDATION_SIGMAS, mean_psnr, validation_pairs
 
     inputs, channels = model.input_shape[-1], model.output_shape[-1]
     found = []
-    for sample in held_out(shards, split=split, part=slice(None)):
-        levels = validation_pairs(sample, inputs=inputs, channels=channels)
-        noisy, clean = (np.stack(arrays) for arrays in zip(*levels, strict=True))
+    for sample in held_out(shards, split=split, part=slice(None), levels=levels):
+        pairs = validation_pairs(sample, inputs=inputs, channels=channels)
+        noisy, clean = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
         denoised = np.asarray(model.predict_on_batch(noisy))
         found.append(
             [
@@ -87,7 +92,7 @@ def score(model: Any, shards: ShardSet, split: Any) -> dict[str, float]:
                     mean_psnr(clean[i : i + 1], noisy[i : i + 1, ..., :channels]),
                     mean_psnr(clean[i : i + 1], denoised[i : i + 1]),
                 )
-                for i in range(len(levels))
+                for i in range(len(pairs))
             ]
         )
     means = np.mean(found, axis=0)

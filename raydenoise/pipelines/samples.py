@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.data
+from numpy.typing import NDArray
 from ray.data import ExecutionResources
 
 from raydenoise.core.noise import estimate_sigma
@@ -26,6 +27,9 @@ KEPT_BYTES = 32_000_000  # of cropped pixels, which a task holds twice
 CHUNK_STEPS = 256  # of a task, at most
 PLANNED = 2_000  # tasks of one execution; another one follows
 VALIDATION_PATCHES = 96  # at most, over all workers: some seconds on two cores for the default network
+VALIDATION_PIXELS = VALIDATION_PATCHES * 256**2  # at most, so that larger patches take no more time and memory
+
+Levels = tuple[float, float]  # 8-bit grey levels, the lower one first
 
 SAMPLES = pa.schema(
     [
@@ -50,7 +54,7 @@ class Source:
         patch: side of the crop, pixels.
         stored: side of the stored patches, pixels.
         pixel_bytes: of one pixel, at most.
-        estimate: estimate the level of the noisy patches.
+        levels: what the network is told of noisy patches lies between these two; None where it is told nothing.
     """
 
     files: tuple[ShardFile, ...]
@@ -58,10 +62,10 @@ class Source:
     patch: int
     stored: int
     pixel_bytes: int
-    estimate: bool
+    levels: Levels | None
 
     @classmethod
-    def of(cls, shards: ShardSet, *, batch_size: int, patch: int, seed: int, estimate: bool) -> "Source":
+    def of(cls, shards: ShardSet, *, batch_size: int, patch: int, seed: int, levels: Levels | None) -> "Source":
         """Take the training split of some shards.
 
         Raises:
@@ -70,7 +74,7 @@ class Source:
         files = shards.files["train"]
         sizes = tuple(rows for file in files for rows in file.groups)
         order = Order(sizes, batch=batch_size, seed=seed)
-        return cls(files, order, patch, shards.patch, shards.pixel_bytes, estimate)
+        return cls(files, order, patch, shards.patch, shards.pixel_bytes, levels)
 
     def chunk_steps(self, slots: int) -> int:
         """Choose the steps of which one task reads the samples of so many slots."""
@@ -145,8 +149,13 @@ def _cropped(group: pa.Table, read: Read, source: Source) -> Iterator[dict[str, 
             "dtype": clean.dtype.name,
             "clean": crop[..., :channels].tobytes(),
             "noisy": None if noisy is None else crop[..., channels:].tobytes(),
-            "sigma": estimate_sigma(noisy) if source.estimate and noisy is not None else 0.0,
+            "sigma": _told(noisy, source.levels),
         }
+
+
+def _told(noisy: NDArray[Any] | None, levels: Levels | None) -> float:
+    """The level that a network is told of a patch, as `Denoiser` tells it: estimated, limited to what it knows."""
+    return 0.0 if noisy is None or levels is None else float(np.clip(estimate_sigma(noisy), *levels))
 
 
 def to_samples(rows: pa.Table, *, side: int) -> list[Sample]:
@@ -163,15 +172,18 @@ def to_samples(rows: pa.Table, *, side: int) -> list[Sample]:
     ]
 
 
-def held_out(shards: ShardSet, *, split: Split, part: slice, limit: int = VALIDATION_PATCHES) -> Iterator[Sample]:
+def held_out(
+    shards: ShardSet, *, split: Split, part: slice, levels: Levels | None, limit: int = VALIDATION_PATCHES
+) -> Iterator[Sample]:
     """Read patches of a split, evenly spread over it, as they are stored.
 
     Args:
         shards: where they are.
         split: `validation` or `test`.
         part: of the chosen ones: `slice(rank, None, workers)`.
-        limit: at most so many are chosen.
+        levels: see `Source`.
+        limit: at most so many are chosen, and no more than have `VALIDATION_PIXELS`, but one.
     """
+    limit = min(limit, max(1, VALIDATION_PIXELS // shards.patch**2))
     for number, patch in spread(shards.files[split], limit, part=part):
-        sigma = 0.0 if patch.noisy is None else estimate_sigma(patch.noisy)
-        yield Sample(patch.clean, 0, number, patch.noisy, sigma)
+        yield Sample(patch.clean, 0, number, patch.noisy, _told(patch.noisy, levels))

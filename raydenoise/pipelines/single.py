@@ -148,7 +148,7 @@ def fit(
             f"{small} of {len(train)} training pictures are smaller than the patch of {recipe.patch} pixels"
         )
     network = init or build(recipe.architecture, **recipe.arguments)
-    network = replace(network, model=rebuilt(network.model, precision="float32", free_size=True))
+    network = replace(network, model=rebuilt(network.model, precision="float32", free_size=True, thawed=True))
     engine = LocalEngine(network, recipe)
     inputs, channels = engine.model.input_shape[-1], engine.model.output_shape[-1]
     held_out = [validation_pairs(sample, inputs=inputs, channels=channels) for sample in centres(validation)]

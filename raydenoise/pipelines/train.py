@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from math import isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +120,7 @@ def settle(config: TrainConfig, shards: ShardSet, started: "Bundle") -> Ready:
         batch_size=recipe.batch_size,
         patch=recipe.patch,
         seed=recipe.seed,
-        estimate=started.card.noise_map and shards.paired,
+        levels=started.card.sigma_range,
     )
     steps = config.steps or (config.epochs or EPOCHS) * source.order.steps
     return Ready(config, shards, started, replace(recipe, steps=steps), source)
@@ -153,7 +154,10 @@ def fit(
             callbacks=list(callbacks) or None,
             failure_config=ray.train.FailureConfig(max_failures=FAILURES),
             checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute=PSNR if validated else None
+                # The best one and the last one; where none is the best, the one before the last, which may be spoiled
+                # before its loss can tell.
+                num_to_keep=1 if validated else 2,
+                checkpoint_score_attribute=PSNR if validated else None,
             ),
         ),
     )
@@ -170,7 +174,8 @@ def fit(
         raise RuntimeError(f"{news['diverged']}; {kept} {task.run / CHECKPOINTS}; a lower --learning-rate may help")
     if result.checkpoint is None:
         raise RuntimeError("training ended without a checkpoint")
-    scored = [(metrics[PSNR], checkpoint) for checkpoint, metrics in result.best_checkpoints if PSNR in metrics]
+    known = [(metrics.get(PSNR, nan), checkpoint) for checkpoint, metrics in result.best_checkpoints]
+    scored = [entry for entry in known if isfinite(entry[0])]
     best = max(scored, key=lambda entry: entry[0])[1] if scored else result.checkpoint
     return best, news["workers"]
 

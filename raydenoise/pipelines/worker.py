@@ -6,6 +6,7 @@ Imported in worker processes alone, once their environment is set: it imports Te
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,9 @@ def work(task: Task, board: Any) -> None:
 
     validation = [
         validation_pairs(sample, inputs=inputs, channels=channels)
-        for sample in held_out(task.shards, split="validation", part=slice(rank, None, workers))
+        for sample in held_out(
+            task.shards, split="validation", part=slice(rank, None, workers), levels=task.source.levels
+        )
     ]
     log = RunLog(task.run, first=facts.step) if rank == 0 else None
     psnr = facts.psnr
@@ -90,8 +93,8 @@ def work(task: Task, board: Any) -> None:
             if log is not None:
                 log.publish()  # before the checkpoint: rows beyond the last one are taken back, missing ones are not
             done = state.Facts(progress.step, progress.seconds, psnr)
-            percent = 100 * progress.step / task.recipe.steps
-            _checkpoint(engine, done, first=rank == 0, validated=progress.validated, percent=percent)
+            told = asdict(progress) | {"percent": 100 * progress.step / task.recipe.steps}
+            _checkpoint(engine, done, first=rank == 0, metrics=told | (psnr if progress.validated else {}))
 
     try:
         loop.train(
@@ -184,7 +187,8 @@ class MirroredEngine:
 
     def _replica_step(self, noisy: tf.Tensor, clean: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
-            share = self._loss(clean, self.model(noisy, training=True)) / self._strategy.num_replicas_in_sync
+            own = self._loss(clean, self.model(noisy, training=True)) + sum(self.model.losses)  # regularizers' last
+            share = own / self._strategy.num_replicas_in_sync
         gradients = tape.gradient(share, [variable.value for variable in self.model.trainable_variables])
         context = tf.distribute.get_replica_context()
         total, *gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, [share, *gradients])
@@ -232,9 +236,8 @@ def _renew(engine: MirroredEngine, pictures: list[list[Batch]], *, seed: int) ->
         renew(engine.model, np.split(np.array(shares) / count, np.cumsum(widths)[:-1]), seed=seed)
 
 
-def _checkpoint(engine: MirroredEngine, facts: state.Facts, *, first: bool, validated: bool, percent: float) -> None:
+def _checkpoint(engine: MirroredEngine, facts: state.Facts, *, first: bool, metrics: dict[str, Any]) -> None:
     """Hand a checkpoint to Ray Train; all ranks meet here, the first one brings the files."""
-    metrics = {"step": facts.step, "percent": percent, **(facts.psnr if validated else {})}
     if not first:
         ray.train.report(metrics)
         return

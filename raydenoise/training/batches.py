@@ -49,7 +49,8 @@ def training_batch(samples: Sequence[Sample], *, recipe: Recipe, inputs: int, ch
         samples: the patches.
         recipe: augmentation, noise, shares of grey and of quantized samples.
         inputs: planes that the network takes; one more than `channels` with a noise map.
-        channels: colour planes of the network, 1 or 3. A grey patch is repeated, a coloured one turned grey.
+        channels: colour planes of the network, 1 or 3. A grey patch is repeated, a coloured one turned grey; of a pair
+            one plane is taken, as `Denoiser` feeds them.
 
     Returns:
         noisy (N, side, side, inputs) and clean (N, side, side, channels), float32.
@@ -68,7 +69,8 @@ def _drawn(sample: Sample, recipe: Recipe, channels: int) -> tuple[FloatPixels, 
     if sample.noisy is not None:
         moved = augment([sample.clean, sample.noisy], recipe.augment, rng=rng)
         factor = brightness(recipe.augment, rng=rng)
-        clean, noisy = (_planes(as_float(pixels), channels) * factor for pixels in moved)
+        plane = int(rng.integers(sample.clean.shape[-1]))
+        clean, noisy = (_pair_planes(as_float(pixels), channels, plane) * factor for pixels in moved)
         return noisy, clean, sample.sigma * float(factor)
     (pixels,) = augment([sample.clean], recipe.augment, rng=rng)
     clean = _planes(as_float(pixels), channels) * brightness(recipe.augment, rng=rng)
@@ -89,6 +91,11 @@ def _planes(pixels: FloatPixels, channels: int) -> FloatPixels:
     if pixels.shape[-1] == channels:
         return pixels
     return np.repeat(pixels, 3, axis=-1) if channels == 3 else to_grey(pixels)[..., :1]
+
+
+def _pair_planes(pixels: FloatPixels, channels: int, plane: int) -> FloatPixels:
+    """As `_planes`, but one plane of a coloured patch, not its luma: noise of the level that was estimated on all."""
+    return pixels[..., plane : plane + 1] if channels < pixels.shape[-1] else _planes(pixels, channels)
 
 
 def _noised(clean: FloatPixels, *, recipe: Recipe, rng: np.random.Generator) -> tuple[FloatPixels, float]:
@@ -120,10 +127,12 @@ def validation_pairs(sample: Sample, *, inputs: int, channels: int) -> list[Batc
     Returns:
         noisy (H, W, inputs) and clean (H, W, channels) at each of `VALIDATION_SIGMAS`, or once for a pair.
     """
-    clean = _planes(as_float(sample.clean), channels)
     if sample.noisy is not None:
-        levels = [(_planes(as_float(sample.noisy), channels), sample.sigma)]
+        middle = sample.clean.shape[-1] // 2
+        clean, noisy = (_pair_planes(as_float(pixels), channels, middle) for pixels in (sample.clean, sample.noisy))
+        levels = [(noisy, sample.sigma)]
     else:
+        clean = _planes(as_float(sample.clean), channels)
         levels = [
             (add_awgn(clean, sigma=sigma, rng=np.random.default_rng([sample.patch, int(sigma)])), sigma)
             for sigma in VALIDATION_SIGMAS

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from raydenoise.training.batches import VALIDATION_SIGMAS, Batch, chunked, mean_psnr, stacked
+from raydenoise.training.objective import learning_rate
 from raydenoise.training.recipe import Recipe
 from raydenoise.training.step import Engine, average
 
@@ -74,9 +75,11 @@ def train(
         on_report: called with the averaged model up to date where a validation or a checkpoint is due.
 
     Raises:
-        DivergedError: the loss became NaN or infinite; nothing was reported since it did.
+        DivergedError: the loss or a weight became NaN or infinite; nothing was reported since it did.
+        RuntimeError: there were too few batches.
     """
     losses: list[Any] = []
+    step, rate = first, learning_rate(recipe)
     begun = reported = time.monotonic()
     for step, (noisy, clean) in zip(range(first + 1, recipe.steps + 1), batches, strict=False):
         losses.append(engine.step(noisy, clean))
@@ -88,12 +91,13 @@ def train(
             raise DivergedError(f"the loss became {mean} within the last {len(losses)} steps before step {step}")
         if due[1] or due[2]:
             average(engine, recipe)
+            _check_finite(engine, step)
         now = time.monotonic()
         on_report(
             Progress(
                 step=step,
                 loss=mean,
-                learning_rate=float(np.asarray(engine.optimizer.learning_rate)),
+                learning_rate=float(np.asarray(rate(step - 1))),
                 patches_per_s=len(losses) * recipe.batch_size / (now - reported),
                 seconds=seconds + now - begun,
                 validated=due[2],
@@ -101,6 +105,15 @@ def train(
             )
         )
         losses, reported = [], time.monotonic()
+    if step < recipe.steps:
+        raise RuntimeError(f"the batches ended at step {step} of {recipe.steps}")
+
+
+def _check_finite(engine: Engine, step: int) -> None:
+    """Look at what a checkpoint would hold: the loss of a step is that before its update."""
+    weights = (np.asarray(values) for model in (engine.model, engine.averaged) for values in model.get_weights())
+    if not all(np.isfinite(values).all() for values in weights):
+        raise DivergedError(f"a weight became nan or infinite by step {step}")
 
 
 def _due(step: int, cadence: Cadence, last: int) -> tuple[bool, bool, bool]:

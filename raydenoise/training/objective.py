@@ -25,7 +25,7 @@ def optimizer(recipe: Recipe, *, clip: bool = True) -> keras.optimizers.Optimize
         recipe: what to build.
         clip: by Keras, which sees the gradient of one process alone; False where somebody else does it.
     """
-    common: dict[str, Any] = {"learning_rate": _rate(recipe)}
+    common: dict[str, Any] = {"learning_rate": learning_rate(recipe)}
     if clip and recipe.clip_norm:
         common["global_clipnorm"] = recipe.clip_norm
     if recipe.ema:
@@ -44,7 +44,8 @@ def optimizer(recipe: Recipe, *, clip: bool = True) -> keras.optimizers.Optimize
             )
 
 
-def _rate(recipe: Recipe) -> keras.optimizers.schedules.LearningRateSchedule:
+def learning_rate(recipe: Recipe) -> keras.optimizers.schedules.LearningRateSchedule:
+    """The rate of a step, by the number of steps before it."""
     falling = recipe.schedule == "cosine"
     return keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0 if recipe.warmup_steps else recipe.learning_rate,

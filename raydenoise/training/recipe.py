@@ -1,7 +1,7 @@
 """What a training run does, as one frozen value. Imports no Keras: a command line is checked against it."""
 
 from dataclasses import dataclass, field
-from math import inf
+from math import hypot, inf, sqrt
 from typing import Any, Literal, get_args
 
 from raydenoise.core.patches import Augmentation
@@ -100,6 +100,16 @@ class Recipe:
             _check_choice(name, getattr(self, name), allowed)
         for name in self.augment:
             _check_choice("augment", name, Augmentation)
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """The noise that a patch gets, at least and at most: 8-bit grey levels, of noise that is not paired.
+
+        Photons add the most where the picture is white, and nothing where it is black.
+        """
+        low, high = self.sigma_range
+        photons = 255 / sqrt(self.peak_range[0]) if self.noise == "poisson-gaussian" else 0.0
+        return low, hypot(photons, high)
 
 
 def _check_choice(name: str, value: str, allowed: Any) -> None:

@@ -70,4 +70,6 @@ def _read(folder: Path) -> tuple[list[NDArray[Any]], Facts]:
 
 
 def _variables(engine: Engine) -> list[Any]:
-    return [*engine.averaged.weights, *engine.model.weights, *engine.optimizer.variables]
+    weights = {id(weight) for weight in engine.model.weights}
+    drawn = [variable for variable in engine.model.variables if id(variable) not in weights]  # seeds of dropout
+    return [*engine.averaged.weights, *engine.model.weights, *engine.optimizer.variables, *drawn]

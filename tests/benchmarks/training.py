@@ -198,7 +198,7 @@ def child(arguments: argparse.Namespace) -> float:
     strategy = strategy_of(arguments.child, arguments.threads)  # before anything else of TensorFlow runs
     started = train.begin(config, shards)
     recipe = train.settle(config, shards, started).recipe
-    source = Source.of(shards, batch_size=batch_size, patch=recipe.patch, seed=0, estimate=False)
+    source = Source.of(shards, batch_size=batch_size, patch=recipe.patch, seed=0, levels=None)
 
     def read() -> Iterator[list[Any]]:
         for first in range(0, arguments.steps, 32):

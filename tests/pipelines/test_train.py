@@ -24,7 +24,7 @@ from raydenoise.config import TrainConfig
 from raydenoise.data.shards import Patch, read_manifest, write_manifest, write_shard
 from raydenoise.model import bundle
 from raydenoise.model.denoiser import Denoiser
-from raydenoise.pipelines import train
+from raydenoise.pipelines import checks, train
 from raydenoise.training import state
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray")
@@ -195,10 +195,15 @@ def test_a_killed_worker_costs_time_only(run: Callable[..., dict[str, Any]], und
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(
     run: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    options = {"learning_rate": 1e18, "warmup_steps": 30, "clip_norm": 0.0, "schedule": "constant"}
-    with pytest.raises(RuntimeError, match=r"the loss became (nan|inf) within the last \d+ steps .* may help"):
-        run(tmp_path / "run", **options)
+    options = {"learning_rate": 0.3, "warmup_steps": 40, "clip_norm": 0.0, "schedule": "constant", "loss": "mse"}
+    with pytest.raises(RuntimeError, match=r"became (nan|inf).* the last good checkpoint is kept in .* may help"):
+        run(tmp_path / "run", **options, steps=100, validate_every=100)
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "broken"
+    found = [state._read(path.parent) for path in (tmp_path / "run").rglob(state.FILE)]
+    assert found
+    for kept, facts in found:
+        assert 10 <= facts.step < 100
+        assert all(np.isfinite(values).all() for values in kept)
 
 
 def test_the_notebooks_autoencoder_leaves_its_h5(
@@ -228,6 +233,11 @@ def test_pairs_fine_tune_a_bundle_with_its_encoder_frozen(
     assert not moved[0]
     assert any(moved)
     assert not all(moved)
+    again = TrainConfig(
+        **{"shards": str(pairs), "output": "again", **TINY, "model_args": {}, "init": str(tmp_path / "run" / "bundle")}
+    )
+    thawed = checks.begin(again, read_manifest(pairs)).model
+    assert len(thawed.trainable_weights) == len(thawed.weights), "it was frozen in that training alone"
     card = bundle.load(tmp_path / "run" / "bundle").card
     assert card.scores["test"]["psnr_denoised"] > card.scores["test"]["psnr_init"]  # of weights that were random
     assert card.training["recipe"]["noise"] == "paired"
@@ -290,7 +300,7 @@ def test_a_killed_driver_goes_on_with_resume(shards: Path, tmp_path: Path) -> No
 DECLARED = """
 import functools, sys
 from raydenoise.config import TrainConfig, parse
-from raydenoise.pipelines import train
+from raydenoise.pipelines import checks, train
 train.session = functools.partial(train.session, gpus=2)
 train.run(parse(TrainConfig, sys.argv[1:], prog="", description=""))
 """

@@ -191,7 +191,7 @@ def test_noise_that_does_not_fit_the_shards_is_refused(
 
 def test_a_batch_larger_than_the_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^batch_size is 48; allowed: at most the 47 training patches$"):
-        Source.of(shard_set(tmp_path), batch_size=48, patch=16, seed=0, estimate=False)
+        Source.of(shard_set(tmp_path), batch_size=48, patch=16, seed=0, levels=None)
 
 
 def test_the_fingerprint_changes_with_the_shards(tmp_path: Path) -> None:
@@ -516,7 +516,7 @@ KINDS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_are_crops_of_the_stored_patches(tmp_path: Path, kind: dict[str, Any]) -> None:
     shards = shard_set(tmp_path, **kind)
-    source = Source.of(shards, batch_size=4, patch=16, seed=3, estimate=False)
+    source = Source.of(shards, batch_size=4, patch=16, seed=3, levels=None)
     found = chunk(source, 0, source.order.steps, range(4))
     assert len({sample.patch for sample in found}) == len(found) == 44
     corners = set()
@@ -538,7 +538,7 @@ def test_samples_are_crops_of_the_stored_patches(tmp_path: Path, kind: dict[str,
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_samples_do_not_depend_on_workers_nor_on_where_a_chunk_begins(tmp_path: Path, kind: dict[str, Any]) -> None:
-    source = Source.of(shard_set(tmp_path, **kind), batch_size=4, patch=16, seed=3, estimate=False)
+    source = Source.of(shard_set(tmp_path, **kind), batch_size=4, patch=16, seed=3, levels=None)
     steps = 2 * source.order.steps + 3
     whole = [content(sample) for sample in chunk(source, 0, steps, range(4))]
     for workers in (2, 4):
@@ -557,7 +557,7 @@ def test_epochs_and_seeds_crop_differently(tmp_path: Path) -> None:
     shards = shard_set(tmp_path)
 
     def crops(seed: int, epoch: int) -> dict[int, bytes]:
-        source = Source.of(shards, batch_size=1, patch=16, seed=seed, estimate=False)
+        source = Source.of(shards, batch_size=1, patch=16, seed=seed, levels=None)
         found = chunk(source, 47 * epoch, 47 * (epoch + 1), range(1))
         assert {sample.epoch for sample in found} == {epoch}
         return {sample.patch: sample.clean.tobytes() for sample in found}
@@ -576,20 +576,25 @@ def test_the_level_of_pairs_is_estimated_on_the_whole_noisy_patch(tmp_path: Path
     noisy = [np.rint(clean + scale * rng.normal(0, sigma, clean.shape)).astype(dtype) for sigma in (5, 20)]
     file = write_shard(tmp_path / "a", [Patch("u", "k", 0, 0, clean, pixels) for pixels in noisy], split="train")
     shards = ShardSet(tmp_path, 64, True, (dtype,), (3,), 0, {"train": (file,), "validation": (file,), "test": ()})
-    for estimate in (True, False):
-        source = Source.of(shards, batch_size=2, patch=16, seed=0, estimate=estimate)
-        for sample in chunk(source, 0, 1, range(2)):
-            expected = estimate_sigma(noisy[sample.patch]) if estimate else 0
-            assert sample.sigma == pytest.approx(expected, rel=1e-6)
-            assert not estimate or sample.sigma == pytest.approx((5, 20)[sample.patch], rel=0.1)
-    levels = [sample.sigma for sample in held_out(shards, split="validation", part=slice(None))]
-    assert levels == pytest.approx([estimate_sigma(pixels) for pixels in noisy])
+    estimates = [estimate_sigma(pixels) for pixels in noisy]
+    assert estimates == pytest.approx([5, 20], rel=0.1)
+    for levels, told in ((None, [0, 0]), ((0.0, 75.0), estimates), ((8.0, 15.0), [8, 15])):
+        source = Source.of(shards, batch_size=2, patch=16, seed=0, levels=levels)
+        read = sorted(chunk(source, 0, 1, range(2)), key=lambda sample: sample.patch)
+        assert [sample.sigma for sample in read] == pytest.approx(told, rel=1e-6)
+        whole = held_out(shards, split="validation", part=slice(None), levels=levels)
+        assert [sample.sigma for sample in whole] == pytest.approx(told, rel=1e-6)
+
+
+def test_large_patches_validate_no_more_pixels(tmp_path: Path) -> None:
+    shards = replace(shard_set(tmp_path, validation=13), patch=1024)
+    assert len(list(held_out(shards, split="validation", part=slice(None), levels=None))) == 6
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_held_out_patches_come_whole_and_once_whoever_reads_them(tmp_path: Path, kind: dict[str, Any]) -> None:
     shards = shard_set(tmp_path, validation=13, **kind)
-    whole = list(held_out(shards, split="validation", part=slice(None)))
+    whole = list(held_out(shards, split="validation", part=slice(None), levels=None))
     assert [sample.patch for sample in whole] == list(range(13))
     for sample in whole:
         stored = patch(sample.patch, **kind)
@@ -599,12 +604,12 @@ def test_held_out_patches_come_whole_and_once_whoever_reads_them(tmp_path: Path,
     parts = [
         content(sample)
         for rank in range(3)
-        for sample in held_out(shards, split="validation", part=slice(rank, None, 3))
+        for sample in held_out(shards, split="validation", part=slice(rank, None, 3), levels=None)
     ]
     assert sorted(parts) == sorted(map(content, whole))
-    few = [sample.patch for sample in held_out(shards, split="validation", part=slice(None), limit=4)]
+    few = [sample.patch for sample in held_out(shards, split="validation", part=slice(None), levels=None, limit=4)]
     assert few == [0, 4, 8, 12], "evenly spread"
-    assert list(held_out(shards, split="test", part=slice(None))) == []
+    assert list(held_out(shards, split="test", part=slice(None), levels=None)) == []
 
 
 # scores
@@ -617,21 +622,21 @@ def identity(inputs: int) -> keras.Model:
 
 @pytest.mark.parametrize("inputs", [3, 4])
 def test_an_identity_network_gains_nothing(tmp_path: Path, inputs: int) -> None:
-    scores = finish.score(identity(inputs), shard_set(tmp_path, test=3), "test")
+    scores = finish.score(identity(inputs), shard_set(tmp_path, test=3), "test", levels=None)
     assert list(scores) == [f"psnr_{what}_{sigma}" for sigma in (15, 25, 50) for what in ("noisy", "denoised")]
     for sigma in (15, 25, 50):
         assert scores[f"psnr_noisy_{sigma}"] == scores[f"psnr_denoised_{sigma}"]
 
 
 def test_pairs_are_scored_once(tmp_path: Path) -> None:
-    scores = finish.score(identity(4), shard_set(tmp_path, test=3, paired=True), "test")
+    scores = finish.score(identity(4), shard_set(tmp_path, test=3, paired=True), "test", levels=(0.0, 75.0))
     level = round(-20 * np.log10(100 / 255), 3)  # every noisy pixel is 100 brighter
     assert scores == {"psnr_noisy": level, "psnr_denoised": level}
 
 
 def test_a_task_reads_and_keeps_a_bounded_number_of_bytes(tmp_path: Path) -> None:
     for kind, pixel in (({}, 3), ({"channels": 1}, 1), ({"dtype": "uint16"}, 6), ({"paired": True}, 6)):
-        source = Source.of(shard_set(tmp_path, **kind), batch_size=4, patch=16, seed=0, estimate=False)
+        source = Source.of(shard_set(tmp_path, **kind), batch_size=4, patch=16, seed=0, levels=None)
         assert (source.pixel_bytes, source.stored) == (pixel, SIDE)
         for stored, cropped, slots in ((256, 64, 32), (256, 256, 16), (1024, 32, 2), (4096, 4096, 64), (24, 16, 2)):
             of_sides = replace(source, stored=stored, patch=cropped)

@@ -103,6 +103,22 @@ def test_pairs_move_together_and_keep_their_noise() -> None:
         np.testing.assert_allclose(np.sort(after.ravel()), np.sort(before.ravel()), atol=1e-2)
 
 
+def test_a_grey_network_sees_planes_of_coloured_pairs_as_the_denoiser_feeds_them() -> None:
+    noisy = PATCH ^ np.array([1, 2, 4], np.uint8)  # so that a plane tells which one it is
+    seen = set()
+    for patch in range(20):
+        sample = Sample(PATCH, epoch=0, patch=patch, noisy=noisy, sigma=12.0)
+        recipe = Recipe(noise="paired", augment=())
+        (given,), (clean,) = training_batch([sample], recipe=recipe, inputs=2, channels=1)
+        (plane,) = (k for k in range(3) if np.allclose(given[..., 0] * 255, noisy[..., k], atol=1e-3))
+        np.testing.assert_allclose(clean[..., 0] * 255, PATCH[..., plane], atol=1e-3)
+        seen.add(plane)
+    assert seen == {0, 1, 2}
+    ((given, clean),) = validation_pairs(sample, inputs=2, channels=1)
+    np.testing.assert_allclose(given[..., 0] * 255, noisy[..., 1], atol=1e-3)
+    np.testing.assert_allclose(clean[..., 0] * 255, PATCH[..., 1], atol=1e-3)
+
+
 def test_sixteen_bit_patches_keep_their_low_bits() -> None:
     deep = PATCH.astype(np.uint16) * 257 + 1
     clean = pair(clean=deep, augment=(), grey_share=0.0)[1]

@@ -1,5 +1,6 @@
 """Laws of the loop: what is due when, resuming, averaging, freezing, and a loss that is no number."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import skimage.data
 
-from raydenoise.model.networks import build
+from raydenoise.model.networks import Network, build
 from raydenoise.training import loop, state
 from raydenoise.training.batches import Batch, Sample, training_batch
 from raydenoise.training.recipe import Recipe
@@ -64,7 +65,7 @@ def test_reports_checkpoints_and_validations_come_when_they_are_due() -> None:
     assert [progress.step for progress in reports if progress.checkpoint] == [10, 20, 23]
     assert [progress.step for progress in reports if progress.validated] == [20, 23]
     assert all(progress.patches_per_s > 0 for progress in reports)
-    assert reports[-1].learning_rate < reports[1].learning_rate
+    assert 0 < reports[-1].learning_rate < reports[1].learning_rate, "of the last step: a cosine is 0 after it"
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path) -> None:
@@ -150,3 +151,56 @@ def test_a_loss_that_is_no_number_stops_before_anything_is_kept() -> None:
             on_report=lambda progress: seen.append(progress.step),
         )
     assert seen == [5, 10]
+
+
+def test_weights_that_are_no_numbers_are_not_kept_though_the_loss_was_one() -> None:
+    class Spoiled(LocalEngine):
+        def step(self, noisy: np.ndarray, clean: np.ndarray) -> float:
+            super().step(noisy, clean)
+            if int(self.optimizer.iterations) == 20:
+                self.model.weights[0].assign(np.full(self.model.weights[0].shape, np.nan))
+            return 0.5
+
+    seen: list[int] = []
+    with pytest.raises(loop.DivergedError, match="a weight became nan or infinite by step 20"):
+        loop.train(
+            Spoiled(build("resunet", filters=(8, 8), depth=1), RECIPE),
+            batches(),
+            recipe=RECIPE,
+            cadence=CADENCE,
+            first=0,
+            seconds=0.0,
+            on_report=lambda progress: seen.append(progress.step),
+        )
+    assert seen == [5, 10, 15]
+
+
+def test_batches_that_end_early_are_an_error() -> None:
+    with pytest.raises(RuntimeError, match="the batches ended at step 3 of 40"):
+        loop.train(
+            engine(),
+            itertools.islice(batches(), 3),
+            recipe=RECIPE,
+            cadence=CADENCE,
+            first=0,
+            seconds=0.0,
+            on_report=lambda _: None,
+        )
+
+
+def test_a_resumed_run_draws_the_dropout_of_an_undisturbed_one(tmp_path: Path) -> None:
+    import keras
+
+    def dropping() -> LocalEngine:
+        keras.utils.set_random_seed(0)
+        pixels = keras.Input((None, None, 4))
+        kept = keras.layers.Dropout(0.5, seed=1)(keras.layers.Conv2D(8, 3, padding="same")(pixels))
+        model = keras.Model(pixels, keras.layers.Conv2D(3, 3, padding="same")(kept))
+        return LocalEngine(Network(model, noise_map=True, alignment=1, radius=2), RECIPE)
+
+    whole, resumed = dropping(), dropping()
+    train(whole, folder=tmp_path)
+    assert state.load(tmp_path, resumed).step == 10
+    train(resumed, first=10)
+    for one, other in zip(weights(whole), weights(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)

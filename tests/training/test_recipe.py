@@ -1,5 +1,7 @@
+import numpy as np
 import pytest
 
+from raydenoise.training.batches import Sample, training_batch
 from raydenoise.training.objective import loss, optimizer
 from raydenoise.training.recipe import Recipe
 
@@ -28,6 +30,17 @@ from raydenoise.training.recipe import Recipe
 def test_a_recipe_out_of_range_is_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Recipe(**change)
+
+
+def test_the_levels_are_those_of_the_noise_that_a_patch_gets() -> None:
+    assert Recipe(sigma_range=(5.0, 50.0)).levels == (5, 50)
+    photons = Recipe(noise="poisson-gaussian", sigma_range=(3.0, 4.0), peak_range=(2601.0, 3000.0))
+    assert photons.levels == pytest.approx((3, np.hypot(5, 4)))  # 255 / sqrt(2601) = 5 at white
+    samples = [Sample(np.full((8, 8, 3), value, np.uint8), 0, value) for value in range(256)]
+    noisy, _ = training_batch(samples, recipe=photons, inputs=4, channels=3)
+    told = noisy[..., 3] * 255
+    assert 3 <= told.min() < 3.5
+    assert 6 < told.max() <= photons.levels[1]
 
 
 def rates(recipe: Recipe, *steps: int) -> list[float]:
