@@ -22,7 +22,7 @@ from raydenoise.pipelines.checks import begin, fingerprint, make_recipe, open_ru
 from raydenoise.pipelines.displays import TrainDisplay, say
 from raydenoise.pipelines.finish import finish
 from raydenoise.pipelines.group import Resources, Task, local_cpus, plan
-from raydenoise.pipelines.process import ModelFiles
+from raydenoise.pipelines.process import ModelFiles, set_environment
 from raydenoise.pipelines.samples import Source
 from raydenoise.pipelines.session import cluster_address, here, session
 from raydenoise.pipelines.sharing import check_shared
@@ -176,10 +176,9 @@ def fit(
 
 
 def work(given: dict[str, Any]) -> None:
-    """What Ray calls in each worker process: sets the environment, then imports TensorFlow."""
+    """What Ray calls in each worker process: sets the environment, then lets TensorFlow begin."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    set_environment()
     from raydenoise.pipelines import worker
 
     worker.work(given["task"], given["board"])

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import keras
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import skimage.data
+from ray import cloudpickle
 
 from raydenoise.config import TrainConfig
 from raydenoise.data.shards import Patch, read_manifest, write_manifest, write_shard
@@ -158,6 +160,25 @@ def test_one_worker_trains_what_two_do(run: Callable[..., dict[str, Any]], undis
     for one, two in zip(arrays(tmp_path / "alone"), arrays(tmp_path / "both"), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-5)
     assert arrays(undisturbed)[0].shape == arrays(tmp_path / "both")[0].shape
+
+
+def seen_by_a_worker() -> str:
+    """Begin as Ray Train's worker does, and tell the GPUs that TensorFlow would find."""
+    worker = ModuleType("raydenoise.pipelines.worker")
+    worker.__dict__["work"] = lambda *_: None
+    sys.modules[worker.__name__] = worker
+    train.work({"task": None, "board": None})
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def test_a_worker_without_a_gpu_hides_those_of_its_machine(local_ray: None) -> None:  # noqa: ARG001
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import a test
+    try:
+        machine = {"env_vars": {"CUDA_VISIBLE_DEVICES": "0,1"}}
+        begin = ray.remote(num_cpus=1, num_gpus=0, max_calls=1, runtime_env=machine)(seen_by_a_worker)
+        assert ray.get(begin.remote()) == "-1"
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 def kill_a_worker(run_folder: Path, *, step: int, done: threading.Event) -> None:
