@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 import PIL.Image
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -182,20 +183,42 @@ def test_a_worker_without_a_gpu_hides_those_of_its_machine(local_ray: None) -> N
 
 
 def kill_a_worker(run_folder: Path, *, step: int, done: threading.Event) -> None:
-    """SIGKILL one Ray Train worker soon after the run's checkpoint of a step."""
+    """SIGKILL one Ray Train worker of ours soon after the run's checkpoint of a step."""
     while not done.wait(0.05):
         if (run_folder / "metrics" / f"step-{step:09d}.parquet").exists():
-            workers = [int(path.name) for path in Path("/proc").glob("[0-9]*") if is_train_worker(path)]
+            workers = train_workers()
             if workers:
-                os.kill(workers[-1], signal.SIGKILL)
+                workers[-1].kill()
                 done.set()
 
 
-def is_train_worker(process: Path) -> bool:
+def train_workers() -> list[psutil.Process]:
+    """Those of this process's own Ray: others on the machine may run tests or benchmarks as well."""
+    return [child for child in psutil.Process().children(recursive=True) if is_train_worker(child)]
+
+
+def is_train_worker(process: psutil.Process) -> bool:
     try:
-        return b"RayTrainWorker" in (process / "cmdline").read_bytes()
-    except OSError:
+        return "RayTrainWorker" in " ".join(process.cmdline())
+    except psutil.Error:  # it ended meanwhile
         return False
+
+
+def test_only_workers_of_this_test_are_killed() -> None:
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)", "RayTrainWorker"]
+    # A parent that ends at once leaves its child to the machine; -3 is subprocess.DEVNULL.
+    start = f"import subprocess; print(subprocess.Popen({sleep!r}, stdout=-3, stderr=-3).pid)"
+    answer = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, timeout=60, check=True)
+    stranger = psutil.Process(int(answer.stdout))
+    with subprocess.Popen(sleep) as ours:
+        try:
+            assert is_train_worker(stranger)
+            found = train_workers()
+            assert ours.pid in [one.pid for one in found]
+            assert stranger not in found
+        finally:
+            ours.kill()
+            stranger.kill()
 
 
 def test_a_killed_worker_costs_time_only(run: Callable[..., dict[str, Any]], undisturbed: Path, tmp_path: Path) -> None:
