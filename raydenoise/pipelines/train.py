@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from raydenoise.pipelines.finish import finish
 from raydenoise.pipelines.group import Resources, Task, local_cpus, plan
 from raydenoise.pipelines.process import ModelFiles, set_environment
 from raydenoise.pipelines.samples import Source
-from raydenoise.pipelines.session import cluster_address, here, session
+from raydenoise.pipelines.session import cluster_address, here, session, waiting_for_nodes
 from raydenoise.pipelines.sharing import check_shared
 from raydenoise.training.recipe import Recipe
 
@@ -157,7 +158,13 @@ def fit(
             ),
         ),
     )
-    with TrainDisplay(task.recipe.steps, quiet=config.quiet, read=lambda: ray.get(board.read.remote(), timeout=5)):
+    waiting = partial(waiting_for_nodes, cpus=resources.cpus, gpus=resources.gpus, processes=config.workers)
+    with TrainDisplay(
+        task.recipe.steps,
+        quiet=config.quiet,
+        read=lambda: ray.get(board.read.remote(), timeout=5),
+        waiting=waiting,
+    ):
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:

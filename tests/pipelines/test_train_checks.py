@@ -37,6 +37,7 @@ from raydenoise.pipelines.samples import (
     read_chunk,
     to_samples,
 )
+from raydenoise.pipelines.session import NodeType
 from raydenoise.report.curves import learning_curve
 from raydenoise.training.batches import Sample
 from raydenoise.training.loop import Progress
@@ -288,8 +289,12 @@ def planned(
     nodes: tuple[int, ...] = (),
     private: bool = True,
     cores: int = 4,
+    types: tuple[NodeType, ...] = (),
+    by_hand: bool = False,
     **options: Any,
 ) -> group.Resources:
+    monkeypatch.setattr(group, "node_types", lambda: list(types))
+    monkeypatch.setattr(group, "started_by_hand", lambda: by_hand)
     up = [{"Alive": True, "Resources": {"CPU": float(cpus)}} for cpus in nodes]
     monkeypatch.setattr(group.ray, "nodes", lambda: up)
     monkeypatch.setattr(group.ray, "cluster_resources", lambda: there if private else {})
@@ -336,6 +341,49 @@ def test_a_share_fits_on_the_nodes(
     there = {"CPU": float(sum(nodes) or 16)}
     made = planned(monkeypatch, there=there, nodes=nodes, private=False, workers=workers, batch_size=8 * workers)
     assert made.cpus == cpus
+
+
+def test_a_share_fits_on_the_nodes_that_can_be_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    types = (NodeType({"CPU": 4.0}, 4),)
+    made = planned(monkeypatch, there={"CPU": 16.0}, nodes=(0,), types=types, private=False, workers=2)
+    assert made.cpus == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"nodes": (2, 2), "by_hand": True, "cpus_per_worker": 3.0},
+            "1 workers with 3 CPUs each: the nodes that are up, and those that the cluster says it can launch, hold 0 "
+            "of them, and no worker spans two nodes; allowed: at most 2 --cpus-per-worker, or larger nodes",
+        ),
+        (
+            {"nodes": (5, 5), "by_hand": True, "cpus_per_worker": 3.0, "workers": 3, "batch_size": 6},
+            ".* hold 2 of them, .*; allowed: at most 2.5 --cpus-per-worker, or larger nodes",
+        ),
+        (
+            {"nodes": (0,), "types": (NodeType({"CPU": 2.0}, 2),), "cpus_per_worker": 3.0},
+            ".* hold 0 of them, .*; allowed: at most 2 --cpus-per-worker, or larger nodes",
+        ),
+        (
+            {"nodes": (4,), "by_hand": True, "cpus_per_worker": 1.0, "gpus_per_worker": 1.0, "gpus": 1.0},
+            "1 workers with 1 CPUs and a GPU each: .* hold 0 of them, .*; allowed: fewer --workers, or larger nodes",
+        ),
+    ],
+)
+def test_workers_that_no_node_will_ever_hold_are_refused(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
+) -> None:
+    types = options.get("types", ())
+    total = sum(options["nodes"]) + sum(one.resources["CPU"] * one.count for one in types)
+    there = {"CPU": float(total), "GPU": options.pop("gpus", 0.0)}
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        planned(monkeypatch, there=there, private=False, **options)
+
+
+def test_what_an_autoscaler_that_tells_nothing_may_bring_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = planned(monkeypatch, there={"CPU": 4.0}, nodes=(2, 2), private=False, cpus_per_worker=3.0)
+    assert made.cpus == 3
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,10 @@ GRPC = (
     ],
 )
 def test_an_error_of_ones_own_is_not_laid_on_a_peer(
-    kind: type[Exception], text: str, workers: int, lost: bool  # noqa: FBT001
+    kind: type[Exception],
+    text: str,
+    workers: int,
+    lost: bool,
 ) -> None:
     error = kind(None, None, text) if issubclass(kind, tf.errors.OpError) else kind(text)
     assert peer_lost(error, workers=workers) is lost
