@@ -9,7 +9,8 @@ import ray
 
 from raydenoise.data.place import Place
 from raydenoise.data.shards import ShardSet
-from raydenoise.pipelines.process import ModelFiles
+from raydenoise.pipelines.displays import LINE_SECONDS, say
+from raydenoise.pipelines.process import ModelFiles, fast_precision_of_worker
 from raydenoise.pipelines.samples import Source
 from raydenoise.pipelines.session import (
     NodeType,
@@ -18,6 +19,7 @@ from raydenoise.pipelines.session import (
     nodes_up,
     possible_resources,
     started_by_hand,
+    waiting_for_nodes,
 )
 from raydenoise.training.recipe import Recipe
 
@@ -171,3 +173,24 @@ def _check_held(cpus: float, gpus: float, workers: int) -> None:
         f"{workers} workers with {cpus:g} CPUs{with_gpu} each: the nodes that are up, and those that the cluster says "
         f"it can launch, hold {held} of them, and no worker spans two nodes; allowed: {allowed}, or larger nodes"
     )
+
+
+def ask_precision(resources: Resources, *, quiet: bool) -> str:
+    """What a worker computes fast: a process with its resources tells, once there is a node for it.
+
+    Raises:
+        RuntimeError: it died.
+    """
+    given = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+    # One call a process: TensorFlow, and the memory of a GPU, go with it.
+    asked = ray.remote(max_calls=1, **given)(fast_precision_of_worker).remote()
+    said = None
+    while not ray.wait([asked], timeout=LINE_SECONDS)[0]:
+        reason = waiting_for_nodes(cpus=resources.cpus, gpus=resources.gpus)
+        if reason is not None and reason != said:
+            say(reason, quiet=quiet)
+        said = reason
+    try:
+        return str(ray.get(asked))
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(f"no worker could tell what it computes fast: {error}; give --precision") from error

@@ -130,6 +130,13 @@ def fast_precision() -> str:
     return resolve("auto")
 
 
+def fast_precision_of_worker() -> str:
+    """The same of a task's own process, which has imported nothing yet."""
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    prepare_tensorflow(None)
+    return fast_precision()
+
+
 def load_denoiser(files: ModelFiles, config: "DenoiseConfig | EvaluateConfig") -> "Denoiser":
     """Load a model in an actor, behind `prepare_tensorflow`."""
     from raydenoise.model import bundle

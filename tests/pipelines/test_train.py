@@ -25,9 +25,10 @@ from ray import cloudpickle
 
 from raydenoise.config import TrainConfig
 from raydenoise.data.shards import Patch, read_manifest, write_manifest, write_shard
-from raydenoise.model import bundle
+from raydenoise.model import bundle, precision
 from raydenoise.model.denoiser import Denoiser
 from raydenoise.pipelines import train
+from raydenoise.pipelines.group import Resources, ask_precision
 from raydenoise.training import state
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray")
@@ -180,6 +181,15 @@ def test_a_worker_without_a_gpu_hides_those_of_its_machine(local_ray: None) -> N
         assert ray.get(begin.remote()) == "-1"
     finally:
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+def test_a_process_with_a_workers_resources_tells_the_precision(
+    local_ray: None,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = precision.resolve("auto")
+    monkeypatch.setattr(precision, "resolve", lambda *_, **__: "the driver's")
+    assert ask_precision(Resources(cpus=1, gpus=0, threads=1, read_cpus=0.5), quiet=True) == expected
 
 
 def kill_a_worker(run_folder: Path, *, step: int, done: threading.Event) -> None:

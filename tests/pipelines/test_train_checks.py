@@ -158,21 +158,48 @@ def test_the_recipe_follows_shards_and_network(tmp_path: Path, tiny_bundle: Path
     clean, pairs = shard_set(tmp_path / "clean"), shard_set(tmp_path / "pairs", paired=True)
     started = bundle.load(tiny_bundle)
     tuned = config(init=str(tiny_bundle), model_args={}, precision="float32")
-    made = checks.make_recipe(tuned, clean, started)
-    assert (made.noise, made.precision) == ("awgn", "float32")
+    made = checks.make_recipe(tuned, clean, started, precision="bfloat16")
+    assert (made.noise, made.precision) == ("awgn", "bfloat16")
     assert (made.architecture, made.arguments) == ("resunet", {"filters": [8, 8], "depth": 1})
-    assert checks.make_recipe(tuned, pairs, started).noise == "paired"
-    assert checks.make_recipe(replace(tuned, noise="poisson-gaussian"), clean, started).noise == "poisson-gaussian"
-    assert checks.make_recipe(replace(tuned, precision="bfloat16"), clean, started).precision == "bfloat16"
+    assert checks.make_recipe(tuned, pairs, started, precision="float32").noise == "paired"
+    counted = replace(tuned, noise="poisson-gaussian")
+    assert checks.make_recipe(counted, clean, started, precision="float32").noise == "poisson-gaussian"
 
 
 @pytest.mark.parametrize("choice", ["float32", "float16", "bfloat16"])
 def test_a_machine_that_is_fast_in_float16_trains_in_float32(
-    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, choice: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str
 ) -> None:
-    monkeypatch.setattr("raydenoise.model.precision.resolve", lambda _: choice)
-    made = checks.make_recipe(config(), shard_set(tmp_path), bundle.load(tiny_bundle))
-    assert made.precision == ("bfloat16" if choice == "bfloat16" else "float32")
+    monkeypatch.setattr("raydenoise.model.precision.resolve", lambda *_, **__: choice)
+    known = checks.known_precision(config(), tmp_path, private=True)
+    assert known == checks.trained_in(choice) == ("bfloat16" if choice == "bfloat16" else "float32")
+
+
+def test_only_a_private_ray_trains_on_what_the_driver_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = {True: "float16", False: "bfloat16"}  # an old GPU beside a new processor
+    monkeypatch.setattr("raydenoise.model.precision.resolve", lambda _, gpus=True: machine[gpus])
+    assert checks.known_precision(config(), tmp_path, private=True) == "float32"
+    assert checks.known_precision(config(gpus_per_worker=0.0), tmp_path, private=True) == "bfloat16"
+    assert checks.known_precision(config(), tmp_path, private=False) is None
+    assert checks.known_precision(config(precision="float32"), tmp_path, private=False) == "float32"
+
+
+@pytest.mark.parametrize("private", [True, False])
+@pytest.mark.parametrize("before", ["float32", "bfloat16"])
+def test_a_run_goes_on_in_the_precision_that_it_began_with(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: str,
+    private: bool,
+) -> None:
+    here = "bfloat16" if before == "float32" else "float32"
+    monkeypatch.setattr("raydenoise.model.precision.resolve", lambda *_, **__: here)
+    publish_json(tmp_path / "manifest.json", {"recipe": {"precision": before}})
+    assert checks.known_precision(config(resume=True), tmp_path, private=private) == before
+    assert checks.known_precision(config(resume=True, precision=here), tmp_path, private=private) == here
+    assert checks.known_precision(config(), tmp_path, private=True) == here
+    (tmp_path / "manifest.json").write_text("[]")
+    assert checks.known_precision(config(resume=True), tmp_path, private=True) == here
 
 
 @pytest.mark.parametrize(
@@ -187,7 +214,7 @@ def test_noise_that_does_not_fit_the_shards_is_refused(
 ) -> None:
     shards = shard_set(tmp_path, paired=paired)
     with pytest.raises(ValueError, match=f"^{message}$"):
-        checks.make_recipe(config(noise=noise), shards, bundle.load(tiny_bundle))
+        checks.make_recipe(config(noise=noise), shards, bundle.load(tiny_bundle), precision="float32")
 
 
 def test_a_batch_larger_than_the_split_is_refused(tmp_path: Path) -> None:
