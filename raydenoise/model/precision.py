@@ -13,8 +13,8 @@ PrecisionChoice = Literal["auto", "float32", "bfloat16", "float16"]
 _POLICY = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
-def resolve(choice: str) -> Precision:
-    """Turn "auto" into the fast format of this machine.
+def resolve(choice: str, *, gpus: bool = True) -> Precision:
+    """Turn "auto" into the fast format of this machine; without `gpus`, of its CPU.
 
     On a GPU: bfloat16 from compute capability 8.0 on (Ampere), float16 below. On a CPU: bfloat16 with AMX tiles, or on
     AMD with AVX512-BF16 (Zen 4 on: 1.8 of the float32 speed measured); Intel's AVX512-BF16 without AMX measured half
@@ -27,7 +27,7 @@ def resolve(choice: str) -> Precision:
         raise ValueError(f"precision is {choice!r}; allowed: {', '.join(get_args(PrecisionChoice))}")
     if choice != "auto":
         return cast(Precision, choice)
-    if keras.distribution.list_devices("gpu"):
+    if gpus and keras.distribution.list_devices("gpu"):
         return "bfloat16" if (_compute_capability() or 8.0) >= 8.0 else "float16"
     return "bfloat16" if _fast_bfloat16(Path("/proc/cpuinfo")) else "float32"
 

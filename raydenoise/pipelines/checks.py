@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from raydenoise.data.manifest import MANIFEST, TRAINING_KIND, check_empty
 from raydenoise.data.place import Place
 from raydenoise.data.shards import ShardSet
 from raydenoise.pipelines.process import on_disk
-from raydenoise.training.recipe import Recipe
+from raydenoise.training.recipe import Recipe, TrainingPrecision
 
 if TYPE_CHECKING:
     from raydenoise.model.bundle import Bundle
@@ -95,8 +96,33 @@ def check_sides(patch: int, shards: ShardSet, started: "Bundle") -> None:
         )
 
 
-def make_recipe(config: TrainConfig, shards: ShardSet, started: "Bundle") -> Recipe:
-    """Settle what depends on the shards, the network and the machine.
+def known_precision(config: TrainConfig, root: Place, *, private: bool) -> TrainingPrecision | None:
+    """The number format of a run's layers, as far as it is known before Ray starts.
+
+    Args:
+        config: of the run.
+        root: its folder; a run that goes on keeps what its manifest says, on whatever processors.
+        private: the Ray will be this machine's alone. On a cluster only a worker's machine knows: None.
+    """
+    if config.precision != "auto":
+        return trained_in(config.precision)
+    if config.resume:
+        with suppress(OSError, ValueError, KeyError, TypeError):  # `open_run` tells what is wrong with it
+            return trained_in(json.loads((root / MANIFEST).read_bytes())["recipe"]["precision"])
+    if not private:
+        return None
+    from raydenoise.model.precision import resolve
+
+    return trained_in(resolve("auto", gpus=config.gpus_per_worker != 0))
+
+
+def trained_in(precision: str) -> TrainingPrecision:
+    """What a processor that is fast in a number format trains in: never float16, which needs scaled gradients."""
+    return "bfloat16" if precision == "bfloat16" else "float32"
+
+
+def make_recipe(config: TrainConfig, shards: ShardSet, started: "Bundle", *, precision: TrainingPrecision) -> Recipe:
+    """Settle what depends on the shards and the network.
 
     Raises:
         ValueError: pairs are asked for and there are none, or noise is and there are pairs.
@@ -104,15 +130,7 @@ def make_recipe(config: TrainConfig, shards: ShardSet, started: "Bundle") -> Rec
     if config.noise is not None and (config.noise == "paired") != shards.paired:
         kind = "pairs" if shards.paired else "clean patches"
         raise ValueError(f"noise is {config.noise}, and the shards hold {kind}; allowed: leave it out")
-    from raydenoise.model.precision import resolve
-
-    precision = resolve(config.precision)
-    recipe = config.recipe(
-        steps=1,
-        architecture=started.card.architecture,
-        paired=shards.paired,
-        precision="bfloat16" if precision == "bfloat16" else "float32",
-    )
+    recipe = config.recipe(steps=1, architecture=started.card.architecture, paired=shards.paired, precision=precision)
     return replace(recipe, arguments=started.card.arguments)  # a bundle's own with --init
 
 

@@ -9,8 +9,9 @@ from raydenoise import tuning
 from raydenoise.config import TrainConfig, TuneConfig
 from raydenoise.config.space import Space, described
 from raydenoise.data.shards import ShardSet
-from raydenoise.pipelines.checks import begin, check_sides
+from raydenoise.pipelines.checks import begin, check_sides, known_precision
 from raydenoise.pipelines.process import ModelFiles
+from raydenoise.pipelines.session import cluster_address
 from raydenoise.pipelines.train import Ready, model_files, settle
 
 if TYPE_CHECKING:
@@ -26,6 +27,12 @@ class Checked:
 
     ready: Ready
     files: ModelFiles
+
+    def computed_in(self, precision: str | None) -> "Checked":
+        """The same where its workers compute this fast and no number format was asked for."""
+        if precision is None or self.ready.config.precision != "auto":
+            return self
+        return replace(self, ready=self.ready.computed_in(precision))
 
 
 def check(
@@ -74,7 +81,9 @@ def _checked(
             networks[known] = started, model_files(started)
         started, files = networks[known]
         check_sides(training.patch, shards, started)
-        ready = settle(training, shards, started)
+        private = cluster_address(config.address) is None
+        root = Path(config.output)  # of no run: its precision is that of the workers' machine
+        ready = settle(training, shards, started, precision=known_precision(training, root, private=private))
         if training.warmup_steps >= ready.recipe.steps:
             raise ValueError(
                 f"warmup_steps is {training.warmup_steps} of {ready.recipe.steps} steps, so that the learning rate "

@@ -137,10 +137,21 @@ def say(text: str, *, quiet: bool) -> None:
 
 
 class TrainDisplay:
-    """The step of a training, its loss and its validation."""
+    """The step of a training, its loss and its validation.
 
-    def __init__(self, steps: int, *, quiet: bool, read: Callable[[], dict[str, Any]]) -> None:
-        self._steps, self._read = steps, read
+    Args:
+        steps: of the whole training.
+        quiet: show nothing.
+        read: the last news.
+        waiting: tells why nothing comes, where it knows.
+    """
+
+    def __init__(
+        self, steps: int, *, quiet: bool, read: Callable[[], dict[str, Any]], waiting: Callable[[], str | None]
+    ) -> None:
+        self._steps, self._read, self._waiting = steps, read, waiting
+        self._looked = time.monotonic()
+        self._reason: str | None = None
         self._live = Live(self._look, quiet=quiet)
         self._said, self._last = 0, 0.0
 
@@ -154,6 +165,7 @@ class TrainDisplay:
 
     def _look(self) -> None:
         try:
+            self._tell_reason()
             news = self._read()
         except Exception:  # a display must not break a job: the board may be gone with its node
             return
@@ -164,6 +176,15 @@ class TrainDisplay:
             left = (self._steps - news["step"]) * news["batch_size"] / news["rate"]
             self._live.say(f"step {news['step']} of {self._steps}: {training_line(news)}, about {left:.0f} s left")
             self._said, self._last = news["step"], time.monotonic()
+
+    def _tell_reason(self) -> None:
+        if time.monotonic() - self._looked < LINE_SECONDS:
+            return
+        self._looked = time.monotonic()
+        reason = self._waiting()
+        if reason is not None and reason != self._reason:
+            self._live.say(reason)
+        self._reason = reason
 
 
 def training_line(news: dict[str, Any]) -> str:

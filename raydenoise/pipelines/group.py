@@ -1,6 +1,7 @@
 """The worker group of a training: what it takes of its Ray, and what its workers do. Imports no TensorFlow."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,9 +9,18 @@ import ray
 
 from raydenoise.data.place import Place
 from raydenoise.data.shards import ShardSet
-from raydenoise.pipelines.process import ModelFiles
+from raydenoise.pipelines.displays import LINE_SECONDS, say
+from raydenoise.pipelines.process import ModelFiles, fast_precision_of_worker
 from raydenoise.pipelines.samples import Source
-from raydenoise.pipelines.session import cores, possible_resources
+from raydenoise.pipelines.session import (
+    NodeType,
+    cores,
+    node_types,
+    nodes_up,
+    possible_resources,
+    started_by_hand,
+    waiting_for_nodes,
+)
 from raydenoise.training.recipe import Recipe
 
 LEAST_READING = 0.1  # logical CPUs that the reading of a worker needs
@@ -93,7 +103,8 @@ def plan(config: Request, *, private: bool, reserved: float = 0.0) -> Resources:
         reserved: logical CPUs for others than workers and their reading.
 
     Raises:
-        ValueError: there are not that many GPUs or CPUs, or none would be left for reading.
+        ValueError: there are not that many GPUs or CPUs, none would be left for reading, or the nodes would never hold
+            the workers.
     """
     possible = ray.cluster_resources() if private else possible_resources()
     total, gpus = possible.get("CPU", 0.0) - reserved, config.gpus_per_worker
@@ -104,12 +115,14 @@ def plan(config: Request, *, private: bool, reserved: float = 0.0) -> Resources:
         there = f"{possible.get('GPU', 0):g} GPUs of {where}"
         raise ValueError(f"workers is {config.workers} with a GPU each; allowed: at most the {there}")
     most = math.floor(100 * (total / config.workers - LEAST_READING)) / 100
-    cpus = config.cpus_per_worker or _placed(_share(total, config.workers, gpus), config.workers)
+    cpus = config.cpus_per_worker or _placed(_share(total, config.workers, gpus), config.workers, gpus)
     if not 0 < cpus <= most:
         raise ValueError(
             f"cpus_per_worker is {cpus:g} for {config.workers} workers: that would leave none of the {total:g} CPUs of "
             f"{where} for reading; allowed: at most {most:g}"
         )
+    if not private:
+        _check_held(cpus, gpus, config.workers)
     read_cpus = math.floor(100 * (total / config.workers - cpus)) / 100
     share = cores() // config.workers if private else cpus
     return Resources(cpus, gpus, threads=None if gpus else max(1, int(min(cpus, share))), read_cpus=read_cpus)
@@ -123,11 +136,61 @@ def _share(total: float, workers: int, gpus: float) -> float:
     return math.floor(50 * total / workers) / 100  # half for reading on the smallest machines
 
 
-def _placed(share: float, workers: int) -> float:
+def _placed(share: float, workers: int, gpus: float) -> float:
     """Shrink a share until the nodes that are up hold all workers, in whole CPUs: no worker spans two nodes.
 
-    Nodes that are yet to come are not known: where those that are up never hold them, the share stays.
+    Where they never do, those count as well that the cluster says it can launch; where none are known, the share stays.
     """
-    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-    held = (cpus for cpus in range(int(share), 0, -1) if sum(node // cpus for node in nodes) >= workers)
-    return float(next(held, share))
+    for nodes in (nodes_up(), [*nodes_up(), *node_types()]):
+        for cpus in range(int(share), 0, -1):
+            if _places(nodes, cpus, gpus) >= workers:
+                return float(cpus)
+    return share
+
+
+def _places(nodes: Sequence[NodeType], cpus: float, gpus: float) -> int:
+    return sum(node.places(cpus=cpus, gpus=gpus) for node in nodes)
+
+
+def _check_held(cpus: float, gpus: float, workers: int) -> None:
+    """Refuse what no nodes hold that are up or can come; what an autoscaler brings that tells nothing is waited for.
+
+    Raises:
+        ValueError: the workers would wait for ever.
+    """
+    types = node_types()
+    nodes = [*nodes_up(), *types]
+    held = _places(nodes, cpus, gpus)
+    if held >= workers or not (types or started_by_hand()):
+        return
+    # A node's CPUs are shared best by a whole number of workers.
+    shares = {node.resources.get("CPU", 0) / count for node in nodes for count in range(1, workers + 1)}
+    most = max((share for share in shares if share and _places(nodes, share, gpus) >= workers), default=0)
+    most = math.floor(100 * most) / 100
+    allowed = f"at most {most:g} --cpus-per-worker" if most else "fewer --workers"
+    with_gpu = " and a GPU" if gpus else ""
+    raise ValueError(
+        f"{workers} workers with {cpus:g} CPUs{with_gpu} each: the nodes that are up, and those that the cluster says "
+        f"it can launch, hold {held} of them, and no worker spans two nodes; allowed: {allowed}, or larger nodes"
+    )
+
+
+def ask_precision(resources: Resources, *, quiet: bool) -> str:
+    """What a worker computes fast: a process with its resources tells, once there is a node for it.
+
+    Raises:
+        RuntimeError: it died.
+    """
+    given = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+    # One call a process: TensorFlow, and the memory of a GPU, go with it.
+    asked = ray.remote(max_calls=1, **given)(fast_precision_of_worker).remote()
+    said = None
+    while not ray.wait([asked], timeout=LINE_SECONDS)[0]:
+        reason = waiting_for_nodes(cpus=resources.cpus, gpus=resources.gpus)
+        if reason is not None and reason != said:
+            say(reason, quiet=quiet)
+        said = reason
+    try:
+        return str(ray.get(asked))
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(f"no worker could tell what it computes fast: {error}; give --precision") from error

@@ -103,11 +103,8 @@ def on_disk(name_or_path: str) -> Iterator[Path]:
 
 
 def prepare_tensorflow(threads: int | None) -> None:
-    """Import TensorFlow in an actor, with the threads that are its own and GPU memory that grows on demand."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
-    if not assigned_gpus():  # Ray hides no GPU from an actor that asked for none
-        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    """Import TensorFlow in an actor, with the threads that are its own."""
+    set_environment()
     import tensorflow as tf  # thread settings: Ray's num_cpus does not reach it
 
     if threads is not None:
@@ -115,11 +112,29 @@ def prepare_tensorflow(threads: int | None) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
+def set_environment() -> None:
+    """Set what TensorFlow reads before it looks for GPUs, in a process of Ray's.
+
+    Their memory grows on demand, and none is seen that Ray did not assign.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
+    if not assigned_gpus():  # Ray hides no GPU from a process that asked for none
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+
 def fast_precision() -> str:
     """What this process's device computes fast, behind `prepare_tensorflow`."""
     from raydenoise.model.precision import resolve
 
     return resolve("auto")
+
+
+def fast_precision_of_worker() -> str:
+    """The same of a task's own process, which has imported nothing yet."""
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    prepare_tensorflow(None)
+    return fast_precision()
 
 
 def load_denoiser(files: ModelFiles, config: "DenoiseConfig | EvaluateConfig") -> "Denoiser":

@@ -1,9 +1,11 @@
 """The Ray that a job runs on: a private local one, or a cluster; and what of it the job takes."""
 
+import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,9 @@ from typing import Any, Literal, Protocol
 import ray
 import ray.data
 import yaml
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.utils import get_num_cpus
+from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 LAUNCHER_CONFIG = Path.home() / "ray_bootstrap_config.yaml"  # where `ray up` puts it on the head node
@@ -205,15 +209,63 @@ def possible_resources(launcher_config: Path = LAUNCHER_CONFIG) -> dict[str, flo
 
 def _launcher_resources(path: Path) -> dict[str, float]:
     """The most that a launcher file allows, of each resource; nothing where there is none."""
-    if not path.is_file():
-        return {}
-    config = yaml.safe_load(path.read_text())
     most: dict[str, float] = {}
-    for node_type in config.get("available_node_types", {}).values():
-        count = node_type.get("max_workers", config.get("max_workers", 0))
-        for name, amount in node_type.get("resources", {}).items():
-            most[name] = most.get(name, 0) + amount * count
+    for node_type in _launcher_types(path):
+        for name, amount in node_type.resources.items():
+            most[name] = most.get(name, 0) + amount * node_type.count
     return most
+
+
+def _launcher_types(path: Path) -> "list[NodeType]":
+    if not path.is_file():
+        return []
+    config = yaml.safe_load(path.read_text())
+    return [
+        NodeType(node_type.get("resources", {}), node_type.get("max_workers", config.get("max_workers", 0)))
+        for node_type in config.get("available_node_types", {}).values()
+    ]
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """A kind of node: its resources, and how many there are or can be launched."""
+
+    resources: Mapping[str, float]
+    count: int
+
+    def places(self, *, cpus: float, gpus: float) -> int:
+        """How many processes with such resources they hold together; no process spans two nodes."""
+        held = (self.resources.get("CPU", 0) + 1e-6) // cpus  # logical CPUs are counted to four digits
+        if gpus:
+            held = min(held, (self.resources.get("GPU", 0) + 1e-6) // gpus)
+        return int(held) * self.count
+
+
+def nodes_up() -> list[NodeType]:
+    """The nodes that are up."""
+    return [NodeType(node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
+
+
+def node_types(launcher_config: Path = LAUNCHER_CONFIG) -> list[NodeType]:
+    """What the cluster says that it can launch; see `possible_resources`."""
+    from ray._private import state
+
+    reported = state.state.get_cluster_config()
+    groups = [] if reported is None else reported.node_group_configs
+    types = [
+        NodeType(dict(group.resources), sys.maxsize if group.max_count < 0 else group.max_count) for group in groups
+    ]
+    return [one for one in [*types, *_launcher_types(launcher_config)] if one.count]
+
+
+def started_by_hand() -> bool:
+    """Whether no other nodes will come by themselves, as far as that can be known: the cluster has no autoscaler.
+
+    The head's monitor reports the types of the nodes; without an autoscaler each is one of its own, `node_` and its id
+    (ray/autoscaler/_private/monitor.py). Not known is it in a head's first seconds, and with Ray's second autoscaler.
+    """
+    report = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}").get("autoscaler_report")
+    return report is not None and all(name.startswith("node_") for name in report["active_nodes"])
 
 
 def _smallest_node_cpus() -> int:
@@ -221,12 +273,13 @@ def _smallest_node_cpus() -> int:
     return min((count for count in cpus if count), default=1)
 
 
-def waiting_for_nodes(*, cpus: int, gpus: float = 0) -> str | None:
-    """Why nothing has come yet, where the reason is a node that is not there: what a process asks for is nowhere."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+def waiting_for_nodes(*, cpus: float, gpus: float = 0, processes: int = 1) -> str | None:
+    """Why nothing has come yet, where the reason is a node that is not there: what processes ask for is nowhere."""
+    held = sum(node.places(cpus=cpus, gpus=gpus) for node in nodes_up())
+    if held >= processes:
         return None
-    return f"waiting for nodes: a process asks for {cpus} CPUs and {gpus:g} GPUs; no node that is up has them"
+    asked = f"waiting for nodes: a process asks for {cpus:g} CPUs and {gpus:g} GPUs; "
+    return asked + (f"the nodes that are up hold {held} of {processes}" if held else "no node that is up has them")
 
 
 def here() -> NodeAffinitySchedulingStrategy:

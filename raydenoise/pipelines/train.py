@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +20,15 @@ from raydenoise.config import TrainConfig
 from raydenoise.data.manifest import TRAINING_KIND, recorded, versions
 from raydenoise.data.place import Remote, place
 from raydenoise.data.shards import MANIFEST, ShardSet, read_manifest
-from raydenoise.pipelines.checks import begin, fingerprint, make_recipe, open_run
+from raydenoise.pipelines.checks import begin, fingerprint, known_precision, make_recipe, open_run, trained_in
 from raydenoise.pipelines.displays import TrainDisplay, say
 from raydenoise.pipelines.finish import finish
-from raydenoise.pipelines.group import Resources, Task, local_cpus, plan
-from raydenoise.pipelines.process import ModelFiles
+from raydenoise.pipelines.group import Resources, Task, ask_precision, local_cpus, plan
+from raydenoise.pipelines.process import ModelFiles, set_environment
 from raydenoise.pipelines.samples import Source
-from raydenoise.pipelines.session import cluster_address, here, session
+from raydenoise.pipelines.session import cluster_address, here, session, waiting_for_nodes
 from raydenoise.pipelines.sharing import check_shared
-from raydenoise.training.recipe import Recipe
+from raydenoise.training.recipe import Recipe, TrainingPrecision
 
 if TYPE_CHECKING:
     from raydenoise.model.bundle import Bundle
@@ -49,6 +50,20 @@ class Ready:
     started: "Bundle"
     recipe: Recipe
     source: Source
+
+    def computed_in(self, precision: str) -> "Ready":
+        """The same where its workers compute this fast."""
+        return replace(self, recipe=replace(self.recipe, precision=trained_in(precision)))
+
+    def facts(self) -> dict[str, Any]:
+        """What must stay the same with `--resume`, as the manifest holds it."""
+        facts = {
+            "recipe": asdict(self.recipe),
+            "shards": fingerprint(self.shards),
+            "init": self.config.init,
+            "freeze_encoder": self.config.freeze_encoder,
+        }
+        return dict(json.loads(json.dumps(facts)))
 
     def task(self, resources: Resources, *, files: ModelFiles) -> Task:
         """Put together what the workers do with these resources; `files` are those of the network."""
@@ -77,22 +92,19 @@ def run(config: TrainConfig) -> dict[str, Any]:
     """
     root = place(config.output, argument="output")
     shards = read_manifest(config.shards)
-    ready = settle(config, shards, begin(config, shards))
-    facts = {
-        "recipe": asdict(ready.recipe),
-        "shards": fingerprint(shards),
-        "init": config.init,
-        "freeze_encoder": config.freeze_encoder,
-    }
-    open_run(config, root, json.loads(json.dumps(facts)))
     address = cluster_address(config.address)
+    precision = known_precision(config, root, private=address is None)
+    ready = settle(config, shards, begin(config, shards), precision=precision)
+    open_run(config, root, ready.facts())
     with session(address, cpus=local_cpus(config), verbose=config.verbose):
         resources = plan(config, private=address is None)
         check_shared([str(shards.root / MANIFEST)] if isinstance(shards.root, Path) else [], output=root)
+        if precision is None:
+            ready = ready.computed_in(ask_precision(resources, quiet=config.quiet))
         task = ready.task(resources, files=model_files(ready.started))
         manifest = {
             "kind": TRAINING_KIND,
-            **facts,
+            **ready.facts(),
             "config": asdict(config),
             "resources": asdict(resources),
             "ray": address or "local",
@@ -108,13 +120,15 @@ def run(config: TrainConfig) -> dict[str, Any]:
     return summary
 
 
-def settle(config: TrainConfig, shards: ShardSet, started: "Bundle") -> Ready:
+def settle(config: TrainConfig, shards: ShardSet, started: "Bundle", *, precision: TrainingPrecision | None) -> Ready:
     """Choose the recipe, the order of the samples and the number of steps.
+
+    Where the precision is not known yet, `Ready.computed_in` settles it later.
 
     Raises:
         ValueError: an argument does not fit the shards.
     """
-    recipe = make_recipe(config, shards, started)
+    recipe = make_recipe(config, shards, started, precision=precision or "float32")
     source = Source.of(
         shards,
         batch_size=recipe.batch_size,
@@ -161,7 +175,13 @@ def fit(
             ),
         ),
     )
-    with TrainDisplay(task.recipe.steps, quiet=config.quiet, read=lambda: ray.get(board.read.remote(), timeout=5)):
+    waiting = partial(waiting_for_nodes, cpus=resources.cpus, gpus=resources.gpus, processes=config.workers)
+    with TrainDisplay(
+        task.recipe.steps,
+        quiet=config.quiet,
+        read=lambda: ray.get(board.read.remote(), timeout=5),
+        waiting=waiting,
+    ):
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -181,10 +201,9 @@ def fit(
 
 
 def work(given: dict[str, Any]) -> None:
-    """What Ray calls in each worker process: sets the environment, then imports TensorFlow."""
+    """What Ray calls in each worker process: sets the environment, then lets TensorFlow begin."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    set_environment()
     from raydenoise.pipelines import worker
 
     worker.work(given["task"], given["board"])

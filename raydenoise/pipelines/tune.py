@@ -1,5 +1,6 @@
 """Hyperparameter search on Ray Tune: space -> combinations -> trials of `train` -> table, plot, best config."""
 
+import json
 import logging
 import math
 import os
@@ -19,10 +20,10 @@ from raydenoise.config import TrainConfig, TuneConfig
 from raydenoise.config.space import Space
 from raydenoise.data.manifest import recorded, versions
 from raydenoise.data.shards import MANIFEST, read_manifest
-from raydenoise.pipelines.checks import fingerprint, open_run
+from raydenoise.pipelines.checks import fingerprint, open_run, trained_in
 from raydenoise.pipelines.combinations import Checked, check
 from raydenoise.pipelines.displays import TuneDisplay
-from raydenoise.pipelines.group import Resources, Task, local_cpus, plan
+from raydenoise.pipelines.group import Resources, Task, ask_precision, local_cpus, plan
 from raydenoise.pipelines.session import cluster_address, possible_resources, session
 from raydenoise.pipelines.sharing import check_shared
 from raydenoise.pipelines.train import CHECKPOINTS, PSNR, fit
@@ -101,13 +102,16 @@ def run(config: TuneConfig) -> dict[str, Any]:
     with session(address, cpus=_local_cpus(config), dashboard=True, verbose=config.verbose):
         check_shared([str(shards.root / MANIFEST)] if isinstance(shards.root, Path) else [], output=root)
         concurrent = config.concurrent or _concurrent(config, private=address is None)
-        job = Job.of(root, checked, _plan(config, concurrent=concurrent, private=address is None))
+        resources = _plan(config, concurrent=concurrent, private=address is None)
+        precision = _precision(config, root, checked, resources, private=address is None)
+        job = Job.of(root, [one.computed_in(precision) for one in checked], resources)
         manifest = {
             "kind": KIND,
             **facts,
             "config": asdict(config),
             "concurrent": concurrent,
             "resources": asdict(job.resources),
+            "precision": precision,
             "ray": address or "local",
             "versions": versions(),
         }
@@ -242,6 +246,19 @@ def _plan(config: TuneConfig, *, concurrent: int, private: bool) -> Resources:
         return plan(_shares(config, concurrent), private=private, reserved=DRIVER_CPUS * concurrent)
     except ValueError as error:
         raise ValueError(f"{concurrent} trials at once: {error}") from error
+
+
+def _precision(
+    config: TuneConfig, root: Path, checked: Sequence[Checked], resources: Resources, *, private: bool
+) -> str | None:
+    """What `--precision auto` of the trials means, also where the tuning goes on elsewhere; None where none has it."""
+    known = [one.ready.recipe.precision for one in checked if one.ready.config.precision == "auto"]
+    if not known:
+        return None
+    before = json.loads((root / MANIFEST).read_bytes()).get("precision") if config.resume else None
+    if before is not None:
+        return str(before)
+    return known[0] if private else trained_in(ask_precision(resources, quiet=config.quiet))
 
 
 def _quieten(*, verbose: bool) -> None:

@@ -3,6 +3,7 @@
 Imported in worker processes alone, once their environment is set: it imports TensorFlow.
 """
 
+import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -36,13 +37,19 @@ from raydenoise.training.objective import loss, optimizer
 from raydenoise.training.recipe import Recipe
 from raydenoise.training.step import freeze_encoder, models
 
-# What a collective raises where another worker is gone: the group starts again, as often as it takes.
+# What a collective raises where another worker is gone: the group starts again, as often as it takes. Rings raised
+# UnavailableError whenever a worker was killed or ended (TensorFlow 2.21, tests/pipelines/test_worker.py).
 PEER_LOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
-    tf.errors.InternalError,
+)
+# InternalError may come from anywhere; of a peer it says that gRPC failed while it brought data or was asked for its
+# health (the words that TensorFlow adds to any status of gRPC's), or that the look at the peers' health broke
+# (`_check_health` of tensorflow/python/distribute/collective_all_reduce_strategy.py).
+PEER_SAID = re.compile(
+    r"remote target /job:\S+ while calling /tensorflow\.WorkerService/(RecvBuf|GetStatus)|exception in check alive"
 )
 
 
@@ -108,14 +115,22 @@ def work(task: Task, board: Any) -> None:
         )
     except loop.DivergedError as error:  # every rank has the same loss; trying again would not help
         ray.get(board.post.remote(diverged=str(error)))
-    except PEER_LOST:
-        raise
     except Exception as error:
-        ray.get(board.fail.remote(step=facts.step, rank=rank, error=f"{type(error).__name__}: {error}"))
+        if not peer_lost(error, workers=workers):
+            ray.get(board.fail.remote(step=facts.step, rank=rank, error=f"{type(error).__name__}: {error}"))
         raise
     finally:
         if log is not None:
             log.close()
+
+
+def peer_lost(error: Exception, *, workers: int) -> bool:
+    """Tell whether an error says that another worker of the group is gone, and not that this one failed."""
+    if workers == 1:
+        return False
+    if isinstance(error, tf.errors.InternalError):
+        return PEER_SAID.search(str(error)) is not None
+    return isinstance(error, PEER_LOST)
 
 
 def read_network(task: Task) -> Network:

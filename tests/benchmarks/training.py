@@ -197,7 +197,8 @@ def child(arguments: argparse.Namespace) -> float:
     config = TrainConfig(shards=arguments.shards, output="-", batch_size=batch_size, patch=arguments.patch, quiet=True)
     strategy = strategy_of(arguments.child, arguments.threads)  # before anything else of TensorFlow runs
     started = train.begin(config, shards)
-    recipe = train.settle(config, shards, started).recipe
+    precision = train.known_precision(config, Path("-"), private=True)
+    recipe = train.settle(config, shards, started, precision=precision).recipe
     source = Source.of(shards, batch_size=batch_size, patch=recipe.patch, seed=0, levels=None)
 
     def read() -> Iterator[list[Any]]:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,54 @@ def test_the_launchers_file_tells_what_can_come(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("ray._private.state.state.get_max_resources_from_cluster_config", lambda: None)
     assert session.possible_resources(path) == {"CPU": 160, "GPU": 6, "memory": 5}
     assert session.possible_resources(tmp_path / "none") == {"CPU": 1, "memory": 5}
+
+
+def test_the_launchers_file_tells_what_a_node_can_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "ray_bootstrap_config.yaml"
+    path.write_text(
+        "max_workers: 8\navailable_node_types:\n"
+        "  head: {resources: {CPU: 0}, max_workers: 0}\n  cpu: {resources: {CPU: 8}}\n"
+    )
+    monkeypatch.setattr("ray._private.state.state.get_cluster_config", lambda: None)
+    assert session.node_types(path) == [session.NodeType({"CPU": 8}, 8)]
+    assert session.node_types(tmp_path / "none") == []
+
+
+def test_no_process_spans_two_nodes() -> None:
+    node = session.NodeType({"CPU": 5.0, "GPU": 2.0}, 3)
+    assert node.places(cpus=2, gpus=0) == 6
+    assert node.places(cpus=6, gpus=0) == 0
+    assert node.places(cpus=1, gpus=1) == 6
+    assert node.places(cpus=1, gpus=0.5) == 12
+    assert session.NodeType({"CPU": 0.3}, 1).places(cpus=0.1, gpus=0) == 3
+
+
+@pytest.mark.parametrize(
+    ("report", "by_hand"),
+    [
+        (None, False),
+        ({"load_metrics_report": {}}, False),
+        ({"autoscaler_report": {"active_nodes": {"node_0a": 1, "node_1b": 1}}}, True),
+        ({"autoscaler_report": {"active_nodes": {"headgroup": 1}}}, False),
+    ],
+)
+def test_a_cluster_without_autoscaler_names_its_nodes(
+    monkeypatch: pytest.MonkeyPatch,
+    report: dict | None,
+    by_hand: bool,
+) -> None:
+    monkeypatch.setattr(session, "_internal_kv_get", lambda _: report and json.dumps(report).encode())
+    assert session.started_by_hand() is by_hand
+
+
+def test_a_job_says_which_nodes_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": alive, "Resources": {"CPU": 4.0, "GPU": 1.0}} for alive in (True, True, False)]
+    monkeypatch.setattr(session.ray, "nodes", lambda: nodes)
+    begin = "waiting for nodes: a process asks for 1 CPUs and 1 GPUs; "
+    assert session.waiting_for_nodes(cpus=1, gpus=1, processes=2) is None
+    assert session.waiting_for_nodes(cpus=1.0, gpus=1, processes=3) == begin + "the nodes that are up hold 2 of 3"
+    alone = "waiting for nodes: a process asks for 8 CPUs and 0 GPUs; no node that is up has them"
+    assert session.waiting_for_nodes(cpus=8) == alone
 
 
 def test_the_address_comes_from_the_flag_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

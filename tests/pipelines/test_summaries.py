@@ -160,11 +160,30 @@ def test_a_training_tells_its_step(capsys: pytest.CaptureFixture[str], monkeypat
             raise OSError("the board is gone")
         return news.pop()
 
-    with TrainDisplay(100, quiet=False, read=read):
+    with TrainDisplay(100, quiet=False, read=read, waiting=lambda: None):
         assert looked.wait(10)
     first, line = capsys.readouterr().err.splitlines()
     assert first == "training for 100 steps: starting Ray and the workers"
     assert line == "step 20 of 100: loss 0.50000, validation 27.50 dB, 4 patches/s, about 160 s left"
+
+
+def test_a_training_tells_what_it_waits_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(displays, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(displays, "LINE_SECONDS", 0.01)
+    reasons = ["for B", None, "for B", "for A", "for A"]  # popped from the end
+    looked = threading.Event()
+
+    def waiting() -> str | None:
+        if not reasons:
+            looked.set()
+            return None
+        return reasons.pop()
+
+    with TrainDisplay(100, quiet=False, read=dict, waiting=waiting):
+        assert looked.wait(10)
+    assert capsys.readouterr().err.splitlines()[1:] == ["for A", "for B", "for B"]
 
 
 def test_a_tuning_tells_each_trial_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

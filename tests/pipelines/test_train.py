@@ -10,21 +10,25 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import keras
 import numpy as np
 import PIL.Image
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
 import skimage.data
+from ray import cloudpickle
 
 from raydenoise.config import TrainConfig
 from raydenoise.data.shards import Patch, read_manifest, write_manifest, write_shard
-from raydenoise.model import bundle
+from raydenoise.model import bundle, precision
 from raydenoise.model.denoiser import Denoiser
 from raydenoise.pipelines import checks, train
+from raydenoise.pipelines.group import Resources, ask_precision
 from raydenoise.training import state
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray")
@@ -160,21 +164,71 @@ def test_one_worker_trains_what_two_do(run: Callable[..., dict[str, Any]], undis
     assert arrays(undisturbed)[0].shape == arrays(tmp_path / "both")[0].shape
 
 
+def seen_by_a_worker() -> str:
+    """Begin as Ray Train's worker does, and tell the GPUs that TensorFlow would find."""
+    worker = ModuleType("raydenoise.pipelines.worker")
+    worker.__dict__["work"] = lambda *_: None
+    sys.modules[worker.__name__] = worker
+    train.work({"task": None, "board": None})
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def test_a_worker_without_a_gpu_hides_those_of_its_machine(local_ray: None) -> None:  # noqa: ARG001
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import a test
+    try:
+        machine = {"env_vars": {"CUDA_VISIBLE_DEVICES": "0,1"}}
+        begin = ray.remote(num_cpus=1, num_gpus=0, max_calls=1, runtime_env=machine)(seen_by_a_worker)
+        assert ray.get(begin.remote()) == "-1"
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+def test_a_process_with_a_workers_resources_tells_the_precision(
+    local_ray: None,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = precision.resolve("auto")
+    monkeypatch.setattr(precision, "resolve", lambda *_, **__: "the driver's")
+    assert ask_precision(Resources(cpus=1, gpus=0, threads=1, read_cpus=0.5), quiet=True) == expected
+
+
 def kill_a_worker(run_folder: Path, *, step: int, done: threading.Event) -> None:
-    """SIGKILL one Ray Train worker soon after the run's checkpoint of a step."""
+    """SIGKILL one Ray Train worker of ours soon after the run's checkpoint of a step."""
     while not done.wait(0.05):
         if (run_folder / "metrics" / f"step-{step:09d}.parquet").exists():
-            workers = [int(path.name) for path in Path("/proc").glob("[0-9]*") if is_train_worker(path)]
+            workers = train_workers()
             if workers:
-                os.kill(workers[-1], signal.SIGKILL)
+                workers[-1].kill()
                 done.set()
 
 
-def is_train_worker(process: Path) -> bool:
+def train_workers() -> list[psutil.Process]:
+    """Those of this process's own Ray: others on the machine may run tests or benchmarks as well."""
+    return [child for child in psutil.Process().children(recursive=True) if is_train_worker(child)]
+
+
+def is_train_worker(process: psutil.Process) -> bool:
     try:
-        return b"RayTrainWorker" in (process / "cmdline").read_bytes()
-    except OSError:
+        return "RayTrainWorker" in " ".join(process.cmdline())
+    except psutil.Error:  # it ended meanwhile
         return False
+
+
+def test_only_workers_of_this_test_are_killed() -> None:
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)", "RayTrainWorker"]
+    # A parent that ends at once leaves its child to the machine; -3 is subprocess.DEVNULL.
+    start = f"import subprocess; print(subprocess.Popen({sleep!r}, stdout=-3, stderr=-3).pid)"
+    answer = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, timeout=60, check=True)
+    stranger = psutil.Process(int(answer.stdout))
+    with subprocess.Popen(sleep) as ours:
+        try:
+            assert is_train_worker(stranger)
+            found = train_workers()
+            assert ours.pid in [one.pid for one in found]
+            assert stranger not in found
+        finally:
+            ours.kill()
+            stranger.kill()
 
 
 def test_a_killed_worker_costs_time_only(run: Callable[..., dict[str, Any]], undisturbed: Path, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from raydenoise.pipelines.samples import (
     read_chunk,
     to_samples,
 )
+from raydenoise.pipelines.session import NodeType
 from raydenoise.report.curves import learning_curve
 from raydenoise.training.batches import Sample
 from raydenoise.training.loop import Progress
@@ -157,21 +158,48 @@ def test_the_recipe_follows_shards_and_network(tmp_path: Path, tiny_bundle: Path
     clean, pairs = shard_set(tmp_path / "clean"), shard_set(tmp_path / "pairs", paired=True)
     started = bundle.load(tiny_bundle)
     tuned = config(init=str(tiny_bundle), model_args={}, precision="float32")
-    made = checks.make_recipe(tuned, clean, started)
-    assert (made.noise, made.precision) == ("awgn", "float32")
+    made = checks.make_recipe(tuned, clean, started, precision="bfloat16")
+    assert (made.noise, made.precision) == ("awgn", "bfloat16")
     assert (made.architecture, made.arguments) == ("resunet", {"filters": [8, 8], "depth": 1})
-    assert checks.make_recipe(tuned, pairs, started).noise == "paired"
-    assert checks.make_recipe(replace(tuned, noise="poisson-gaussian"), clean, started).noise == "poisson-gaussian"
-    assert checks.make_recipe(replace(tuned, precision="bfloat16"), clean, started).precision == "bfloat16"
+    assert checks.make_recipe(tuned, pairs, started, precision="float32").noise == "paired"
+    counted = replace(tuned, noise="poisson-gaussian")
+    assert checks.make_recipe(counted, clean, started, precision="float32").noise == "poisson-gaussian"
 
 
 @pytest.mark.parametrize("choice", ["float32", "float16", "bfloat16"])
 def test_a_machine_that_is_fast_in_float16_trains_in_float32(
-    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, choice: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str
 ) -> None:
-    monkeypatch.setattr("raydenoise.model.precision.resolve", lambda _: choice)
-    made = checks.make_recipe(config(), shard_set(tmp_path), bundle.load(tiny_bundle))
-    assert made.precision == ("bfloat16" if choice == "bfloat16" else "float32")
+    monkeypatch.setattr("raydenoise.model.precision.resolve", lambda *_, **__: choice)
+    known = checks.known_precision(config(), tmp_path, private=True)
+    assert known == checks.trained_in(choice) == ("bfloat16" if choice == "bfloat16" else "float32")
+
+
+def test_only_a_private_ray_trains_on_what_the_driver_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = {True: "float16", False: "bfloat16"}  # an old GPU beside a new processor
+    monkeypatch.setattr("raydenoise.model.precision.resolve", lambda _, gpus=True: machine[gpus])
+    assert checks.known_precision(config(), tmp_path, private=True) == "float32"
+    assert checks.known_precision(config(gpus_per_worker=0.0), tmp_path, private=True) == "bfloat16"
+    assert checks.known_precision(config(), tmp_path, private=False) is None
+    assert checks.known_precision(config(precision="float32"), tmp_path, private=False) == "float32"
+
+
+@pytest.mark.parametrize("private", [True, False])
+@pytest.mark.parametrize("before", ["float32", "bfloat16"])
+def test_a_run_goes_on_in_the_precision_that_it_began_with(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: str,
+    private: bool,
+) -> None:
+    here = "bfloat16" if before == "float32" else "float32"
+    monkeypatch.setattr("raydenoise.model.precision.resolve", lambda *_, **__: here)
+    publish_json(tmp_path / "manifest.json", {"recipe": {"precision": before}})
+    assert checks.known_precision(config(resume=True), tmp_path, private=private) == before
+    assert checks.known_precision(config(resume=True, precision=here), tmp_path, private=private) == here
+    assert checks.known_precision(config(), tmp_path, private=True) == here
+    (tmp_path / "manifest.json").write_text("[]")
+    assert checks.known_precision(config(resume=True), tmp_path, private=True) == here
 
 
 @pytest.mark.parametrize(
@@ -186,7 +214,7 @@ def test_noise_that_does_not_fit_the_shards_is_refused(
 ) -> None:
     shards = shard_set(tmp_path, paired=paired)
     with pytest.raises(ValueError, match=f"^{message}$"):
-        checks.make_recipe(config(noise=noise), shards, bundle.load(tiny_bundle))
+        checks.make_recipe(config(noise=noise), shards, bundle.load(tiny_bundle), precision="float32")
 
 
 def test_a_batch_larger_than_the_split_is_refused(tmp_path: Path) -> None:
@@ -288,8 +316,12 @@ def planned(
     nodes: tuple[int, ...] = (),
     private: bool = True,
     cores: int = 4,
+    types: tuple[NodeType, ...] = (),
+    by_hand: bool = False,
     **options: Any,
 ) -> group.Resources:
+    monkeypatch.setattr(group, "node_types", lambda: list(types))
+    monkeypatch.setattr(group, "started_by_hand", lambda: by_hand)
     up = [{"Alive": True, "Resources": {"CPU": float(cpus)}} for cpus in nodes]
     monkeypatch.setattr(group.ray, "nodes", lambda: up)
     monkeypatch.setattr(group.ray, "cluster_resources", lambda: there if private else {})
@@ -336,6 +368,49 @@ def test_a_share_fits_on_the_nodes(
     there = {"CPU": float(sum(nodes) or 16)}
     made = planned(monkeypatch, there=there, nodes=nodes, private=False, workers=workers, batch_size=8 * workers)
     assert made.cpus == cpus
+
+
+def test_a_share_fits_on_the_nodes_that_can_be_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    types = (NodeType({"CPU": 4.0}, 4),)
+    made = planned(monkeypatch, there={"CPU": 16.0}, nodes=(0,), types=types, private=False, workers=2)
+    assert made.cpus == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"nodes": (2, 2), "by_hand": True, "cpus_per_worker": 3.0},
+            "1 workers with 3 CPUs each: the nodes that are up, and those that the cluster says it can launch, hold 0 "
+            "of them, and no worker spans two nodes; allowed: at most 2 --cpus-per-worker, or larger nodes",
+        ),
+        (
+            {"nodes": (5, 5), "by_hand": True, "cpus_per_worker": 3.0, "workers": 3, "batch_size": 6},
+            ".* hold 2 of them, .*; allowed: at most 2.5 --cpus-per-worker, or larger nodes",
+        ),
+        (
+            {"nodes": (0,), "types": (NodeType({"CPU": 2.0}, 2),), "cpus_per_worker": 3.0},
+            ".* hold 0 of them, .*; allowed: at most 2 --cpus-per-worker, or larger nodes",
+        ),
+        (
+            {"nodes": (4,), "by_hand": True, "cpus_per_worker": 1.0, "gpus_per_worker": 1.0, "gpus": 1.0},
+            "1 workers with 1 CPUs and a GPU each: .* hold 0 of them, .*; allowed: fewer --workers, or larger nodes",
+        ),
+    ],
+)
+def test_workers_that_no_node_will_ever_hold_are_refused(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
+) -> None:
+    types = options.get("types", ())
+    total = sum(options["nodes"]) + sum(one.resources["CPU"] * one.count for one in types)
+    there = {"CPU": float(total), "GPU": options.pop("gpus", 0.0)}
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        planned(monkeypatch, there=there, private=False, **options)
+
+
+def test_what_an_autoscaler_that_tells_nothing_may_bring_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = planned(monkeypatch, there={"CPU": 4.0}, nodes=(2, 2), private=False, cpus_per_worker=3.0)
+    assert made.cpus == 3
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,8 +17,9 @@ from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
 from raydenoise.config import TrainConfig
-from raydenoise.model import bundle
-from raydenoise.pipelines import train
+from raydenoise.model import bundle, precision
+from raydenoise.pipelines import checks, train
+from raydenoise.pipelines.session import started_by_hand
 from tests.pipelines.test_train import TINY, assert_same_bits, write_shards
 
 pytestmark = [
@@ -107,6 +109,24 @@ def test_two_nodes_train_one_network(undisturbed: Path) -> None:
     card = bundle.load(undisturbed / "bundle").card
     assert card.training["workers"] == 2
     assert card.scores["test"]["psnr_denoised_25"] > card.scores["test"]["psnr_noisy_25"]
+
+
+def test_a_worker_larger_than_every_node_is_refused(run: Callable[..., None], tmp_path: Path) -> None:
+    end = time.monotonic() + 30
+    while not started_by_hand() and time.monotonic() < end:  # seconds after the head's start
+        time.sleep(0.5)
+    with pytest.raises(ValueError, match=r"hold 0 of them, .* allowed: at most 3 --cpus-per-worker, or larger nodes"):
+        run(tmp_path / "run", workers=1, cpus_per_worker=4.0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_workers_nodes_choose_the_precision(
+    run: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = checks.trained_in(precision.resolve("auto"))
+    monkeypatch.setattr(precision, "resolve", lambda *_, **__: pytest.fail("the driver was asked"))
+    run(tmp_path / "run", precision="auto", steps=2, checkpoint_every=2, validate_every=2)
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["recipe"]["precision"] == expected
 
 
 def remove_a_node(cluster: Cluster, folder: Path, *, step: int, done: threading.Event) -> None:

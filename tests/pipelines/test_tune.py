@@ -21,8 +21,10 @@ from ray._private.services import find_gcs_addresses
 from raydenoise import cli, tuning
 from raydenoise.config import TrainConfig, TuneConfig, parse
 from raydenoise.config.space import Space
+from raydenoise.data import storage
 from raydenoise.data.shards import read_manifest
 from raydenoise.pipelines import group, train, tune
+from raydenoise.pipelines.combinations import check
 from raydenoise.pipelines.session import dashboard_options
 from tests.pipelines.test_train import write_shards
 
@@ -258,3 +260,32 @@ def test_trials_share_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         ValueError, match=r"^2 trials at once: workers is 2 with a GPU each; allowed: at most the 0 GPUs"
     ):
         tune._plan(replace(settings, gpus_per_worker=1.0), concurrent=2, private=True)
+
+
+@pytest.mark.parametrize(
+    ("private", "before", "expected"),
+    [
+        (True, None, "bfloat16"),
+        (False, None, "float32"),
+        (True, "float32", "float32"),
+        (False, "bfloat16", "bfloat16"),
+    ],
+)
+def test_trials_compute_as_their_workers_do_and_a_tuning_goes_on_so(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, private: bool, before: str | None, expected: str
+) -> None:
+    if private:
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    else:
+        monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr("raydenoise.model.precision.resolve", lambda *_, **__: "bfloat16")
+    monkeypatch.setattr(tune, "ask_precision", lambda *_, **__: "float16")
+    one = "precision: {choice: [auto, float32]}\n" + FIXED.replace("precision: float32\n", "")
+    settings = config(tmp_path / "work", shards, text=one, resume=before is not None)
+    root = Path(settings.output)
+    storage.publish_json(root / "manifest.json", {"precision": before})
+    space = Space.read(Path(settings.space))
+    checked = check(settings, read_manifest(shards), space, [{"precision": "auto"}, {"precision": "float32"}])
+    resources = group.Resources(cpus=1, gpus=0, threads=1, read_cpus=1)
+    chosen = tune._precision(settings, root, checked, resources, private=private)
+    assert [each.computed_in(chosen).ready.recipe.precision for each in checked] == [expected, "float32"]

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from raydenoise.pipelines.worker import peer_lost
 from tests.test_jobs import free_ports
 
 STEPS, BATCH = 5, 8
@@ -57,21 +59,90 @@ np.savez(out, *arrays, losses=losses, sums=sums)
 """
 
 
-def trained(folder: Path, *, workers: int, clip: float, optimizer: str, engine: str = "mirrored") -> list[dict]:
-    """Run five steps on the same global batches with so many workers; what each rank holds afterwards."""
-    ports = free_ports(workers)
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+LOSE = """
+import json, os, signal, sys, threading
+import tensorflow as tf
+tf.config.threading.set_intra_op_parallelism_threads(1)
+rank = int(sys.argv[1])
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+from raydenoise.pipelines.worker import MirroredEngine, peer_lost
+from raydenoise.model import networks
+from raydenoise.training.recipe import Recipe
+network = networks.build("resunet", filters=(8, 8), depth=1)
+engine = MirroredEngine(network, Recipe(steps=5, batch_size=2, optimizer="adam"), strategy=strategy)
+batch = tf.zeros((1, 16, 16, 4)), tf.zeros((1, 16, 16, 3))
+engine.step(*batch)
+if rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    while True:
+        engine.step(*batch)
+except Exception as error:
+    print(json.dumps([type(error).__name__, str(error), peer_lost(error, workers=2)]), flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_peer_is_lost_and_no_failure_of_ones_own() -> None:
+    survivor, killed = started(LOSE, [[0], [1]])
+    answer, said = survivor.communicate(timeout=240)
+    killed.communicate(timeout=60)
+    assert survivor.returncode == 0, said.decode()[-3000:]
+    name, text, lost = json.loads(answer)
+    assert lost, f"{name}: {text}"
+
+
+GRPC = (
+    "Collective ops is aborted by: Socket closed\nAdditional GRPC error information from remote target "
+    "/job:worker/replica:0/task:1 while calling /tensorflow.WorkerService/{call}:\n:UNKNOWN:Error received from peer"
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "workers", "lost"),
+    [
+        (tf.errors.UnavailableError, GRPC.format(call="RecvBuf"), 2, True),
+        (tf.errors.InternalError, GRPC.format(call="RecvBuf"), 2, True),
+        (tf.errors.InternalError, GRPC.format(call="GetStatus"), 2, True),
+        (tf.errors.InternalError, "Collective ops is aborted by: unexpected exception in check alive: x", 2, True),
+        (tf.errors.InternalError, GRPC.format(call="RecvBuf"), 1, False),
+        (tf.errors.InternalError, GRPC.format(call="CompleteInstance"), 2, False),  # this group never agrees
+        (tf.errors.InternalError, "Failed to launch a kernel: CUDA_ERROR_ILLEGAL_ADDRESS", 2, False),
+        (tf.errors.ResourceExhaustedError, "OOM when allocating tensor", 2, False),
+        (OSError, GRPC.format(call="RecvBuf"), 2, False),
+    ],
+)
+def test_an_error_of_ones_own_is_not_laid_on_a_peer(
+    kind: type[Exception],
+    text: str,
+    workers: int,
+    lost: bool,
+) -> None:
+    error = kind(None, None, text) if issubclass(kind, tf.errors.OpError) else kind(text)
+    assert peer_lost(error, workers=workers) is lost
+
+
+def started(program: str, arguments: list[list]) -> list[subprocess.Popen]:
+    """Start a group of one process for each list of arguments."""
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(len(arguments))]}
     processes = []
-    for rank in range(workers):
-        out = folder / f"{engine}-{workers}-{rank}-{clip}-{optimizer}.npz"
+    for rank, given in enumerate(arguments):
         config = {"cluster": cluster, "task": {"type": "worker", "index": rank}}
         env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TF_USE_LEGACY_KERAS": "1"}
-        if workers > 1:
+        if len(arguments) > 1:
             env["TF_CONFIG"] = json.dumps(config)
-        command = [sys.executable, "-c", PROGRAM, json.dumps([rank, workers, clip, optimizer, engine, str(out)])]
-        processes.append((subprocess.Popen(command, env=env, stderr=subprocess.PIPE), out))
+        command = [sys.executable, "-c", program, *map(str, given)]
+        processes.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    return processes
+
+
+def trained(folder: Path, *, workers: int, clip: float, optimizer: str, engine: str = "mirrored") -> list[dict]:
+    """Run five steps on the same global batches with so many workers; what each rank holds afterwards."""
+    outs = [folder / f"{engine}-{workers}-{rank}-{clip}-{optimizer}.npz" for rank in range(workers)]
+    given = [[json.dumps([rank, workers, clip, optimizer, engine, str(out)])] for rank, out in enumerate(outs)]
     results = []
-    for process, out in processes:
+    for process, out in zip(started(PROGRAM, given), outs, strict=True):
         _, said = process.communicate(timeout=240)
         assert process.returncode == 0, said.decode()[-3000:]
         results.append(dict(np.load(out)))
