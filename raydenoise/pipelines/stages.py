@@ -39,6 +39,7 @@ AHEAD = 2  # pictures read ahead and written behind per actor: hides storage lat
 MESSAGE_LENGTH = 300  # characters of an error message that reach the table
 PARCELS = 8  # of a task, at most: Ray keeps about 1 kB in the driver for each, until the job ends
 GPU_PICTURES = 4  # of a parcel for a GPU actor, where they are not large
+WHOLE = "whole"  # the stage of a process that does all of them
 PARCEL_BYTES = 64 << 20  # of their pixels: a parcel that has so many is full
 
 
@@ -234,7 +235,8 @@ class DenoiseActor:
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Denoise parcels of `Work`: the GPU actor between decoding and encoding tasks."""
         for works in unpack(batch):
-            yield pack(list(one_by_one(self._watch, works, self.denoise)))
+            done = one_by_one(self._watch, works, self.denoise, stage="denoise")
+            yield packed(self._watch, list(done), stage="denoise")
 
 
 class FusedActor(DenoiseActor):
@@ -255,7 +257,7 @@ class FusedActor(DenoiseActor):
 
     def _rows(self, sources: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Read ahead, denoise, write behind; at most `AHEAD` + 1 pictures wait on either side."""
-        verdicts = self._watch.enter([source["key"] for source in sources])
+        verdicts = self._watch.enter([source["key"] for source in sources], stage=WHOLE)
         odd = {*verdicts.suspect, *verdicts.given_up}
         # In the order of the task, always: where Ray does it again, it goes on behind the parcels that it has.
         for alone, group in groupby(sources, key=lambda source: source["key"] in odd):
@@ -265,7 +267,8 @@ class FusedActor(DenoiseActor):
                 yield from self._overlapped(group)
 
     def _one_by_one(self, sources: Iterable[dict[str, Any]], verdicts: Verdicts) -> Iterator[dict[str, Any]]:
-        works = one_by_one(self._watch, map(self._stages.waiting, sources), self._whole, verdicts=verdicts)
+        waiting = map(self._stages.waiting, sources)
+        works = one_by_one(self._watch, waiting, self._whole, stage=WHOLE, verdicts=verdicts)
         yield from map(self._stages.finished, works)
 
     def _overlapped(self, sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -277,29 +280,39 @@ class FusedActor(DenoiseActor):
         return self._stages.publish(self.denoise(self._stages.decode(work)))
 
     def _begin(self, source: dict[str, Any]) -> Work:
-        self._watch.begin(source["key"])
+        self._watch.begin(source["key"], stage=WHOLE)
         return self._stages.decode(self._stages.waiting(source))
 
     def _end(self, work: Work) -> dict[str, Any]:
         row = self._stages.finished(self._stages.publish(work))
-        self._watch.end(row["key"])
+        self._watch.end(row["key"], stage=WHOLE)
         return row
 
 
 def one_by_one(
-    watch: Watch, works: Iterable[Work], step: Callable[[Work], Work], *, verdicts: Verdicts | None = None
+    watch: Watch, works: Iterable[Work], step: Callable[[Work], Work], *, stage: str, verdicts: Verdicts | None = None
 ) -> Iterator[Work]:
     """Do one stage of a block's pictures, none beside another: a process that dies then tells which it was."""
     works = list(works)
-    known = verdicts or watch.enter([work.source["key"] for work in works])
+    known = verdicts or watch.enter([work.source["key"] for work in works], stage=stage)
     for work in works:
         key = work.source["key"]
         if key in known.given_up:
             yield _fail(work, known.given_up[key])
             continue
-        watch.begin(key)
-        yield step(work)
-        watch.end(key)
+        watch.begin(key, stage=stage)
+        done = step(work)
+        watch.end(key, stage=stage)  # not behind the yield: who takes it may be slow to ask for the next one
+        yield done
+
+
+def packed(watch: Watch, works: list[Work], *, stage: str) -> pa.Table:
+    """Pack a parcel. Its largest picture answers for it: what kills the process here is a want of memory."""
+    largest = max(works, key=_pixel_bytes).source["key"]
+    watch.begin(largest, stage=stage)
+    parcel = pack(works)
+    watch.end(largest, stage=stage)
+    return parcel
 
 
 def ahead(pool: ThreadPoolExecutor, step: Callable[[Item], Done], items: Iterable[Item]) -> Iterator[Done]:
@@ -317,19 +330,20 @@ def decode_batch(batch: pa.Table, *, stages: Stages) -> Iterator[pa.Table]:
     """Decode sources, a few pictures a parcel: the task before a GPU actor."""
     for sources in unpack(batch):
         held: list[Work] = []
-        for work in one_by_one(stages.watch(), map(stages.waiting, sources), stages.decode):
+        for work in one_by_one(stages.watch(), map(stages.waiting, sources), stages.decode, stage="decode"):
             held.append(work)
             if len(held) == GPU_PICTURES or sum(_pixel_bytes(work) for work in held) >= PARCEL_BYTES:
-                yield pack(held)
+                yield packed(stages.watch(), held, stage="decode")
                 held = []
         if held:
-            yield pack(held)
+            yield packed(stages.watch(), held, stage="decode")
 
 
 def publish_batch(batch: pa.Table, *, stages: Stages) -> Iterator[pa.Table]:
     """Publish denoised pictures: the task behind a GPU actor. Returns parcels of metrics rows."""
     for works in unpack(batch):
-        yield _parcel_of_rows(map(stages.finished, one_by_one(stages.watch(), works, stages.publish)))
+        done = one_by_one(stages.watch(), works, stages.publish, stage="publish")
+        yield _parcel_of_rows(map(stages.finished, done))
 
 
 def _parcel_of_rows(rows: Iterable[dict[str, Any]]) -> pa.Table:

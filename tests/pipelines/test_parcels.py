@@ -56,7 +56,8 @@ def test_groups_are_full_but_the_last() -> None:
 def test_pictures_for_a_gpu_share_a_parcel_unless_they_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "PARCEL_BYTES", 100)
     monkeypatch.setattr(stages, "_pixel_bytes", lambda work: int(work.source["uri"]))
-    monkeypatch.setattr(stages, "one_by_one", lambda *args: args[1])
+    monkeypatch.setattr(stages, "one_by_one", lambda *args, **_: args[1])
+    monkeypatch.setattr(stages, "packed", lambda _, works, **__: pack(works))
     few = [{"uri": size, "key": str(i)} for i, size in enumerate(("1", "2", "3", "4", "100", "60", "60", "5"))]
     parcels = stages.decode_batch(pack(few), stages=Sourced())  # type: ignore[arg-type]
     assert [[work.source["key"] for work in works] for parcel in parcels for works in unpack(parcel)] == [
