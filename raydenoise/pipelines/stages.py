@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -37,10 +38,15 @@ _WATCHES: dict[str, Watch] = {}  # of this process, by job
 
 AHEAD = 2  # pictures read ahead and written behind per actor: hides storage latency, bounds memory
 MESSAGE_LENGTH = 300  # characters of an error message that reach the table
-PARCELS = 8  # of a task, at most: Ray keeps about 1 kB in the driver for each, until the job ends
-GPU_PICTURES = 4  # of a parcel for a GPU actor, where they are not large
 WHOLE = "whole"  # the stage of a process that does all of them
-PARCEL_BYTES = 64 << 20  # of their pixels: a parcel that has so many is full
+PARCELS = 8  # of a task, at most (of CPU actors): Ray keeps about 1 kB in the driver for each, until the job ends
+# Before a GPU a parcel holds pixels: one picture in a job of up to 36,000, whose tasks are small (`session.task_rows`),
+# and at most so many in a larger one. The listing does not know how large a picture is.
+GPU_PICTURES = 4
+# So its memory is bounded by what is left out: with so many bytes of pixels a parcel is full, and its other pictures go
+# on undecoded, for the GPU actor to do all of them. That is slow, so the bound is for few: four pictures of 44
+# megapixels in 8-bit RGB fit. One of 200 megapixels in 16 bit (1.2 GB) may be the one that fills it.
+PARCEL_BYTES = 512 << 20
 
 
 @dataclass
@@ -50,16 +56,19 @@ class Work:
     Attributes:
         source: the columns of `schema.SOURCES`.
         row: the columns of `schema.METRICS` known so far.
-        picture: as read, and after denoising with the denoised pixels.
+        picture: as read, and after denoising with the denoised pixels; none before, and when the row is whole.
         noisy: the pixels as read, kept behind denoising only where a reference will be compared.
-        failed: the row is an error row; no stage has more to do.
     """
 
     source: dict[str, Any]
     row: dict[str, Any]
     picture: codec.Image | None = None
     noisy: NDArray[Any] | None = None
-    failed: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether its row is whole, of a picture that is written or failed: no stage has more to do."""
+        return "status" in self.row
 
 
 @dataclass(frozen=True)
@@ -140,6 +149,7 @@ class Stages:
             _add_note(work.row, f"no metrics: no picture of this path below {self.config.reference}")
         storage.publish(path, data, scratch=self.output.scratch)
         work.row.update(status="ok", output_uri=str(path), bytes_out=len(data))
+        work.picture = work.noisy = None
 
     def _compare(self, work: Work, published: NDArray[Any]) -> None:
         """Measure against the clean picture; one that cannot be used is named in the note, the result stands."""
@@ -161,8 +171,8 @@ def _add_note(row: dict[str, Any], text: str) -> None:
 
 
 def _guarded(step: Callable[[Work], None], work: Work, stage: str, watch: Watch) -> Work:
-    """Run a step on a picture that is well so far; a failure becomes the picture's error row."""
-    if work.failed:
+    """Run a step on a picture that is under way; a failure becomes the picture's error row."""
+    if work.over:
         return work
     started = time.perf_counter()
     try:
@@ -177,7 +187,7 @@ def _guarded(step: Callable[[Work], None], work: Work, stage: str, watch: Watch)
 
 def _fail(work: Work, error: dict[str, str]) -> Work:
     """Make a picture's row an error row."""
-    work.failed, work.picture, work.noisy = True, None, None
+    work.picture = work.noisy = None
     work.row.update(status="error", **error)
     return work
 
@@ -192,7 +202,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _held(value: Any) -> Any:
-    assert value is not None, "a picture that has not failed has its pixels"
+    assert value is not None, "a picture that is under way has its pixels"
     return value
 
 
@@ -235,8 +245,16 @@ class DenoiseActor:
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Denoise parcels of `Work`: the GPU actor between decoding and encoding tasks."""
         for works in unpack(batch):
-            done = one_by_one(self._watch, works, self.denoise, stage="denoise")
+            done = one_by_one(self._watch, works, self._further, stage="denoise")
             yield packed(self._watch, list(done), stage="denoise")
+
+    def _further(self, work: Work) -> Work:
+        """Denoise a picture, or do all of one for whose pixels the parcel had no room."""
+        return self._whole(work) if work.picture is None else self.denoise(work)
+
+    def _whole(self, work: Work) -> Work:
+        """All stages of one picture, with nothing beside it."""
+        return self._stages.publish(self.denoise(self._stages.decode(work)))
 
 
 class FusedActor(DenoiseActor):
@@ -274,10 +292,6 @@ class FusedActor(DenoiseActor):
     def _overlapped(self, sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         decoded = ahead(self._readers, self._begin, sources)
         yield from ahead(self._writers, self._end, map(self.denoise, decoded))
-
-    def _whole(self, work: Work) -> Work:
-        """All stages of one picture, with nothing beside it."""
-        return self._stages.publish(self.denoise(self._stages.decode(work)))
 
     def _begin(self, source: dict[str, Any]) -> Work:
         self._watch.begin(source["key"], stage=WHOLE)
@@ -327,16 +341,23 @@ def ahead(pool: ThreadPoolExecutor, step: Callable[[Item], Done], items: Iterabl
 
 
 def decode_batch(batch: pa.Table, *, stages: Stages) -> Iterator[pa.Table]:
-    """Decode sources, a few pictures a parcel: the task before a GPU actor."""
+    """Decode sources, a few pictures a parcel: the task before a GPU actor.
+
+    Where Ray does a task again, it goes on behind the parcels that it has, by their number. So which pictures share one
+    is decided by the sources alone, never by what becomes of them.
+    """
     for sources in unpack(batch):
-        held: list[Work] = []
-        for work in one_by_one(stages.watch(), map(stages.waiting, sources), stages.decode, stage="decode"):
-            held.append(work)
-            if len(held) == GPU_PICTURES or sum(_pixel_bytes(work) for work in held) >= PARCEL_BYTES:
-                yield packed(stages.watch(), held, stage="decode")
-                held = []
-        if held:
+        for group in grouped(sources, size=min(GPU_PICTURES, -(-len(sources) // PARCELS))):
+            held: list[Work] = []
+            step = partial(_decode_within, stages, held)
+            for work in one_by_one(stages.watch(), map(stages.waiting, group), step, stage="decode"):
+                held.append(work)  # where the step sees it
             yield packed(stages.watch(), held, stage="decode")
+
+
+def _decode_within(stages: Stages, held: list[Work], work: Work) -> Work:
+    """Decode a picture, unless its parcel is full: the GPU actor then does all of it."""
+    return work if sum(map(_pixel_bytes, held)) >= PARCEL_BYTES else stages.decode(work)
 
 
 def publish_batch(batch: pa.Table, *, stages: Stages) -> Iterator[pa.Table]:
