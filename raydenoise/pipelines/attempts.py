@@ -20,14 +20,15 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raydenoise.data import storage
+from raydenoise.data.place import Place
 from raydenoise.pipelines.session import here
 
 LOOK_SECONDS = 0.5  # between two looks at how long pictures take
@@ -51,15 +52,24 @@ class Verdicts:
 
 
 class Attempts:
-    """Who began what. Runs as an actor; see `start`."""
+    """Who began what. Runs as an actor; see `start`.
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    Its process may die too, and Ray starts it anew with these arguments. That it then forgets deaths costs a few
+    attempts more; what the job agreed on must not change, and stands in files.
+
+    Args:
+        limit: deaths after which a picture is given up.
+        agreed: a folder of this job's alone, for values that hold for all of it.
+        known: such values from before.
+    """
+
+    def __init__(self, limit: int, agreed: Place, known: dict[str, str]) -> None:
+        self._limit, self._folder = limit, agreed
         self._begun: dict[str, dict[tuple[str, str], str]] = defaultdict(dict)  # key -> (process, stage) -> its node
         self._accused: dict[str, dict[str, str]] = defaultdict(dict)  # key -> process that died meanwhile -> its node
         self._outlived: dict[str, bool] = {}  # dead process -> whether its node outlived it, where that is known
         self._given_up: dict[str, dict[str, str]] = {}
-        self._agreed: dict[str, Any] = {}
+        self._agreed = dict(known)
 
     def enter(self, process: str, keys: Sequence[str], stage: str) -> Verdicts:
         """Tell a process what is known of pictures of which it will do a stage."""
@@ -114,9 +124,13 @@ class Attempts:
             if begun == process:
                 self.end(process, key, stage)
 
-    def agree(self, name: str, value: Any) -> Any:
+    def agree(self, name: str, value: str) -> str:
         """The first value that anyone proposed."""
-        return self._agreed.setdefault(name, value)
+        if name not in self._agreed:
+            with suppress(FileExistsError):
+                storage.create(self._folder / name, value.encode())
+            self._agreed[name] = (self._folder / name).read_bytes().decode()
+        return self._agreed[name]
 
 
 def outlives(node: str) -> bool:
@@ -141,10 +155,10 @@ def _nothing() -> None:
     pass
 
 
-def start(limit: int) -> "ray.actor.ActorHandle":
-    """Start the actor on the driver's machine, which the job needs anyway."""
+def start(limit: int, *, agreed: Place, known: dict[str, str]) -> "ray.actor.ActorHandle":
+    """Start the actor on the driver's machine, which the job needs anyway; the arguments are those of `Attempts`."""
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here()}
-    return ray.remote(Attempts).options(**options).remote(limit)
+    return ray.remote(Attempts).options(**options).remote(limit, agreed, known)
 
 
 class Watch:
@@ -180,9 +194,9 @@ class Watch:
         """Say that it ended."""
         self._attempts.end.remote(self._process, key, stage)
 
-    def agree(self, name: str, value: Any) -> Any:
+    def agree(self, name: str, value: str) -> str:
         """Propose a value for the whole job; the first one holds."""
-        return ray.get(self._attempts.agree.remote(name, value))
+        return str(ray.get(self._attempts.agree.remote(name, value)))
 
     @contextmanager
     def stage(self, key: str, name: str) -> Iterator[None]:

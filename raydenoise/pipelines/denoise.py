@@ -131,9 +131,9 @@ class Job:
         """
         config, plan = self.config, self.plan
         configure_data(block_bytes=BLOCK_BYTES, verbose=config.verbose)
-        attempts = start(config.attempts)
-        if self.ledger.precision is not None:
-            ray.get(attempts.agree.remote("precision", self.ledger.precision))
+        known = {} if self.ledger.precision is None else {"precision": self.ledger.precision}
+        # A folder of its own: workers of a job that was stopped may still propose.
+        attempts = start(config.attempts, agreed=self.output.scratch / uuid.uuid4().hex, known=known)
         present = (*_read_files(config, pictures), *self._probe())
         row = {"model": self.card.name, "model_sha256": self.card.sha256}
         stages = Stages(config, self.output, attempts, present, row)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from raydenoise.config import DenoiseConfig
 from raydenoise.data.manifest import Output
@@ -12,6 +13,10 @@ from raydenoise.pipelines import attempts, stages
 from raydenoise.pipelines.attempts import Attempts
 from raydenoise.pipelines.parcels import pack, unpack
 from raydenoise.pipelines.stages import WHOLE, Stages, Work, decode_batch, one_by_one
+
+
+def board_of(limit: int, agreed: Path = Path("/nowhere")) -> Attempts:
+    return Attempts(limit, agreed, {})
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +28,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
 
 
 def test_what_was_begun_by_a_dead_process_is_suspect_and_then_given_up() -> None:
-    board = Attempts(3)
+    board = board_of(3)
     keys = ["a", "b", "c"]
     assert board.enter("p1", keys, WHOLE).suspect == frozenset()
     for key in keys:
@@ -52,7 +57,7 @@ def test_what_was_begun_by_a_dead_process_is_suspect_and_then_given_up() -> None
 
 
 def test_a_machine_that_vanished_is_not_the_pictures_fault(nodes: dict[str, bool]) -> None:
-    board = Attempts(1)
+    board = board_of(1)
     board.begin("p1", "n", "a", WHOLE)
     nodes["n"] = False
     found = board.enter("p2", ["a"], WHOLE)
@@ -61,7 +66,7 @@ def test_a_machine_that_vanished_is_not_the_pictures_fault(nodes: dict[str, bool
 
 def test_nor_one_of_which_ray_does_not_know_yet_that_it_vanished(nodes: dict[str, bool]) -> None:
     nodes["m"] = True
-    board = Attempts(2)
+    board = board_of(2)
     for process, node in (("p1", "n"), ("p2", "m")):
         assert not board.enter(process, ["a"], WHOLE).given_up
         board.begin(process, node, "a", WHOLE)
@@ -78,26 +83,55 @@ def test_nor_one_of_which_ray_does_not_know_yet_that_it_vanished(nodes: dict[str
 
 
 def test_a_process_is_not_suspected_of_its_own_work() -> None:
-    board = Attempts(1)
+    board = board_of(1)
     board.begin("p1", "n", "a", WHOLE)
     assert board.enter("p1", ["a"], WHOLE).suspect == frozenset()
 
 
 def test_a_picture_that_takes_too_long_is_given_up_at_once() -> None:
-    board = Attempts(4)
+    board = board_of(4)
     board.begin("p1", "n", "a", WHOLE)
     error = {"error_type": "timeout", "error_message": "decode took longer than ..."}
     board.give_up("p1", "a", error)
     assert board.enter("p2", ["a", "b"], WHOLE).given_up == {"a": error}
 
 
-def test_the_first_proposal_holds() -> None:
-    board: Any = Attempts(4)
+def test_the_first_proposal_holds(tmp_path: Path) -> None:
+    board = board_of(4, tmp_path / "agreed")
     assert [board.agree("precision", value) for value in ("float32", "bfloat16")] == ["float32", "float32"]
 
 
+def test_what_is_known_from_before_holds_against_any_proposal(tmp_path: Path) -> None:
+    board = Attempts(4, tmp_path / "agreed", {"precision": "float32"})
+    assert board.agree("precision", "bfloat16") == "float32"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:ray")
+def test_proposals_hold_though_the_process_that_keeps_them_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the nodes are real
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        actor = attempts.start(4, agreed=tmp_path / ".partial" / "job", known={"sigma": "from before"})
+
+        def asked(method: str, *arguments: Any) -> Any:
+            return ray.get(getattr(actor, method).remote(*arguments))
+
+        assert asked("agree", "precision", "float32") == "float32"
+        asked("begin", "p", "n", "a", WHOLE)
+        assert asked("enter", "another", ["a"], WHOLE).suspect == {"a"}
+        ray.kill(actor, no_restart=False)
+        while asked("enter", "another", ["a"], WHOLE).suspect:  # it lives until the kill arrives
+            pass
+        assert asked("agree", "precision", "bfloat16") == "float32"
+        assert asked("agree", "sigma", "other") == "from before"
+    finally:
+        ray.shutdown()
+
+
 def test_nothing_is_kept_of_what_ended() -> None:
-    board = Attempts(4)
+    board = board_of(4)
     for index in range(100):
         board.enter("p", [str(index)], WHOLE)
         board.begin("p", "n", str(index), WHOLE)
@@ -107,7 +141,7 @@ def test_nothing_is_kept_of_what_ended() -> None:
 
 
 def test_a_stage_that_is_done_again_does_not_accuse_the_process_that_has_the_next_one() -> None:
-    board = Attempts(1)
+    board = board_of(1)
     board.begin("actor", "n", "a", "denoise")
     again = board.enter("decoder", ["a"], "decode")
     assert (again.suspect, again.given_up, again.unsure) == (frozenset(), {}, {})
@@ -115,7 +149,7 @@ def test_a_stage_that_is_done_again_does_not_accuse_the_process_that_has_the_nex
 
 
 def test_deaths_count_in_whatever_stage_they_were() -> None:
-    board = Attempts(2)
+    board = board_of(2)
     for process, stage in (("p1", "decode"), ("p2", "denoise")):
         board.begin(process, "n", "a", stage)
         board.enter(f"{process}-again", ["a"], stage)
@@ -154,13 +188,13 @@ def works(*keys: str) -> list[Work]:
 
 
 def test_a_picture_has_ended_when_who_takes_it_gets_it() -> None:
-    board = Attempts(4)
+    board = board_of(4)
     for work in one_by_one(Board(board, "p"), works("a", "b"), lambda work: work, stage="decode"):  # type: ignore[arg-type]
         assert not board._begun, f"{work.source['key']} is with the next stage"
 
 
 def test_no_parcel_that_was_handed_on_is_held_against_a_live_process() -> None:
-    board: Any = Attempts(1)
+    board: Any = board_of(1)
     told = Told(DenoiseConfig(input="/nowhere", output="/out"), Output(Path("/out")), Board(board, "decoder"))  # type: ignore[arg-type]
     decoded = decode_batch(pack([work.source for work in works("a", "b", "c", "d", "e")]), stages=told)
     (parcel,) = unpack(next(decoded))
@@ -170,7 +204,7 @@ def test_no_parcel_that_was_handed_on_is_held_against_a_live_process() -> None:
 
 
 def test_the_largest_picture_answers_for_what_packing_a_parcel_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    board: Any = Attempts(4)
+    board: Any = board_of(4)
     monkeypatch.setattr(stages, "_pixel_bytes", lambda work: {"a": 1, "b": 3, "c": 2}[work.source["key"]])
     monkeypatch.setattr(stages, "pack", lambda _: {key: dict(begun) for key, begun in board._begun.items()})
     assert stages.packed(Board(board, "p"), works("a", "b", "c"), stage="decode") == {"b": {("p", "decode"): "n"}}  # type: ignore[arg-type]

@@ -13,14 +13,13 @@ from raydenoise.config import DenoiseConfig
 from raydenoise.data.manifest import Output
 from raydenoise.data.schema import SOURCES
 from raydenoise.pipelines import stages
-from raydenoise.pipelines.attempts import Attempts
 from raydenoise.pipelines.denoise import BLOCK_BYTES
 from raydenoise.pipelines.parcels import grouped, pack, unpack
 from raydenoise.pipelines.session import configure_data
 from raydenoise.pipelines.sources import Found
 from raydenoise.pipelines.stages import DenoiseActor, FusedActor, Stages, Work
 from tests.conftest import noisy_pixels
-from tests.pipelines.test_attempts import Board, Told
+from tests.pipelines.test_attempts import Board, Told, board_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray")
 
@@ -85,8 +84,7 @@ def in_files(folder: Path, count: int) -> list[dict[str, Any]]:
 
 
 def stages_to(folder: Path) -> Told:
-    board: Any = Attempts(4)
-    return Told(DenoiseConfig(input="/in", output=str(folder)), Output(folder), Board(board, "p"))  # type: ignore[arg-type]
+    return Told(DenoiseConfig(input="/in", output=str(folder)), Output(folder), Board(board_of(4), "p"))  # type: ignore[arg-type]
 
 
 def decoded(sources: list[dict[str, Any]], out: Path) -> list[list[Work]]:
