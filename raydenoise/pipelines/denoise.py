@@ -36,7 +36,7 @@ from raydenoise.pipelines.session import (
 )
 from raydenoise.pipelines.sharing import check_shared
 from raydenoise.pipelines.sources import Pictures, check_apart, list_pictures, resolved
-from raydenoise.pipelines.stages import DenoiseActor, FusedActor, Stages, decode_batch, publish_batch
+from raydenoise.pipelines.stages import DenoiseActor, FusedActor, Stages, decode_batch, publish_batch, without_pictures
 from raydenoise.pipelines.summaries import Totals
 
 # Every parcel is a block of its own: rows come as they are done, and where Ray does a task again it goes on behind the
@@ -154,7 +154,7 @@ class Job:
             try:
                 blocks = results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
                 for rows in chain.from_iterable(map(unpack, blocks)):
-                    rows = self.ledger.fresh(rows)
+                    rows = without_pictures(self.ledger.fresh(rows))
                     writer.add(rows, now=time.monotonic())
                     gauges.add(rows)
                     totals.add(rows, referenced=config.reference is not None)

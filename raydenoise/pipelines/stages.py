@@ -9,12 +9,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
@@ -24,7 +26,8 @@ from raydenoise.core.metrics import quality
 from raydenoise.core.noise import estimate_sigma
 from raydenoise.data import inputs, storage
 from raydenoise.data.manifest import Output, utc_now
-from raydenoise.data.schema import metrics_table
+from raydenoise.data.place import place
+from raydenoise.data.schema import METRICS, metrics_table
 from raydenoise.data.secrets import redacted
 from raydenoise.pipelines.attempts import Verdicts, Watch
 from raydenoise.pipelines.parcels import grouped, pack, unpack
@@ -104,6 +107,12 @@ class Stages:
     def waiting(self, source: dict[str, Any]) -> Work:
         """A picture at the beginning of its way."""
         return Work(source, {**self.row, "uri": source["uri"], "key": source["key"]})
+
+    def given_up(self, work: Work, error: dict[str, str]) -> Work:
+        """A picture at the end of its way. It may have been published just before; the driver removes that."""
+        with suppress(ValueError):  # its key is refused: it never was
+            work.row["output_uri"] = str(inputs.below(self.output.images, work.source["output_key"]))
+        return _fail(work, error)
 
     def finished(self, work: Work) -> dict[str, Any]:
         """The metrics row of a picture at the end of its way."""
@@ -245,7 +254,7 @@ class DenoiseActor:
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Denoise parcels of `Work`: the GPU actor between decoding and encoding tasks."""
         for works in unpack(batch):
-            done = one_by_one(self._watch, works, self._further, stage="denoise")
+            done = one_by_one(self._stages, works, self._further, stage="denoise")
             yield packed(self._watch, list(done), stage="denoise")
 
     def _further(self, work: Work) -> Work:
@@ -286,7 +295,7 @@ class FusedActor(DenoiseActor):
 
     def _one_by_one(self, sources: Iterable[dict[str, Any]], verdicts: Verdicts) -> Iterator[dict[str, Any]]:
         waiting = map(self._stages.waiting, sources)
-        works = one_by_one(self._watch, waiting, self._whole, stage=WHOLE, verdicts=verdicts)
+        works = one_by_one(self._stages, waiting, self._whole, stage=WHOLE, verdicts=verdicts)
         yield from map(self._stages.finished, works)
 
     def _overlapped(self, sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -304,15 +313,15 @@ class FusedActor(DenoiseActor):
 
 
 def one_by_one(
-    watch: Watch, works: Iterable[Work], step: Callable[[Work], Work], *, stage: str, verdicts: Verdicts | None = None
+    stages: Stages, works: Iterable[Work], step: Callable[[Work], Work], *, stage: str, verdicts: Verdicts | None = None
 ) -> Iterator[Work]:
     """Do one stage of a block's pictures, none beside another: a process that dies then tells which it was."""
-    works = list(works)
+    watch, works = stages.watch(), list(works)
     known = verdicts or watch.enter([work.source["key"] for work in works], stage=stage)
     for work in works:
         key = work.source["key"]
         if key in known.given_up:
-            yield _fail(work, known.given_up[key])
+            yield stages.given_up(work, known.given_up[key])
             continue
         watch.begin(key, stage=stage)
         done = step(work)
@@ -350,7 +359,7 @@ def decode_batch(batch: pa.Table, *, stages: Stages) -> Iterator[pa.Table]:
         for group in grouped(sources, size=min(GPU_PICTURES, -(-len(sources) // PARCELS))):
             held: list[Work] = []
             step = partial(_decode_within, stages, held)
-            for work in one_by_one(stages.watch(), map(stages.waiting, group), step, stage="decode"):
+            for work in one_by_one(stages, map(stages.waiting, group), step, stage="decode"):
                 held.append(work)  # where the step sees it
             yield packed(stages.watch(), held, stage="decode")
 
@@ -363,8 +372,22 @@ def _decode_within(stages: Stages, held: list[Work], work: Work) -> Work:
 def publish_batch(batch: pa.Table, *, stages: Stages) -> Iterator[pa.Table]:
     """Publish denoised pictures: the task behind a GPU actor. Returns parcels of metrics rows."""
     for works in unpack(batch):
-        done = one_by_one(stages.watch(), works, stages.publish, stage="publish")
+        done = one_by_one(stages, works, stages.publish, stage="publish")
         yield _parcel_of_rows(map(stages.finished, done))
+
+
+def without_pictures(rows: pa.Table) -> pa.Table:
+    """Remove the pictures of error rows, which a process published before it was stopped; the rows then name none.
+
+    For the driver alone: only it knows that a picture has this row, and not another one that came before Ray did its
+    task again.
+    """
+    void = pc.and_(pc.equal(rows["status"], "error"), pc.is_valid(rows["output_uri"]))
+    for uri in rows["output_uri"].filter(void).to_pylist():
+        with suppress(OSError):  # it stays: a file without a row, as a killed job leaves it
+            place(uri).unlink(missing_ok=True)
+    index = rows.column_names.index("output_uri")
+    return rows.set_column(index, METRICS.field(index), pc.if_else(void, None, rows["output_uri"]))
 
 
 def _parcel_of_rows(rows: Iterable[dict[str, Any]]) -> pa.Table:

@@ -9,10 +9,11 @@ import ray
 
 from raydenoise.config import DenoiseConfig
 from raydenoise.data.manifest import Output
+from raydenoise.data.schema import METRICS, metrics_table
 from raydenoise.pipelines import attempts, stages
 from raydenoise.pipelines.attempts import Attempts
 from raydenoise.pipelines.parcels import pack, unpack
-from raydenoise.pipelines.stages import WHOLE, Stages, Work, decode_batch, one_by_one
+from raydenoise.pipelines.stages import WHOLE, Stages, Work, decode_batch, one_by_one, without_pictures
 
 
 def board_of(limit: int, agreed: Path = Path("/nowhere")) -> Attempts:
@@ -183,20 +184,25 @@ class Told(Stages):
         return self.attempts
 
 
+def told(board: Attempts, process: str, out: Path = Path("/out")) -> Told:
+    return Told(DenoiseConfig(input="/nowhere", output=str(out)), Output(out), Board(board, process))  # type: ignore[arg-type]
+
+
 def works(*keys: str) -> list[Work]:
     return [Work({"uri": key, "key": key, "output_key": key, "reference_uri": None}, {"key": key}) for key in keys]
 
 
 def test_a_picture_has_ended_when_who_takes_it_gets_it() -> None:
     board = board_of(4)
-    for work in one_by_one(Board(board, "p"), works("a", "b"), lambda work: work, stage="decode"):  # type: ignore[arg-type]
+    for work in one_by_one(told(board, "p"), works("a", "b"), lambda work: work, stage="decode"):
         assert not board._begun, f"{work.source['key']} is with the next stage"
 
 
 def test_no_parcel_that_was_handed_on_is_held_against_a_live_process() -> None:
     board: Any = board_of(1)
-    told = Told(DenoiseConfig(input="/nowhere", output="/out"), Output(Path("/out")), Board(board, "decoder"))  # type: ignore[arg-type]
-    decoded = decode_batch(pack([work.source for work in works("a", "b", "c", "d", "e")]), stages=told)
+    decoded = decode_batch(
+        pack([work.source for work in works("a", "b", "c", "d", "e")]), stages=told(board, "decoder")
+    )
     (parcel,) = unpack(next(decoded))
     assert parcel, "of pictures that are not there"
     found = board.enter("actor", [work.source["key"] for work in parcel], "decode")
@@ -209,3 +215,39 @@ def test_the_largest_picture_answers_for_what_packing_a_parcel_does(monkeypatch:
     monkeypatch.setattr(stages, "pack", lambda _: {key: dict(begun) for key, begun in board._begun.items()})
     assert stages.packed(Board(board, "p"), works("a", "b", "c"), stage="decode") == {"b": {("p", "decode"): "n"}}  # type: ignore[arg-type]
     assert not board._begun
+
+
+FAILED = {"status": "error", "error_type": "ValueError"}
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_of_a_picture_that_is_given_up_after_it_was_published_no_file_stays(there: bool, tmp_path: Path) -> None:
+    """Its process is stopped, or dies the last time, between the rename and the row."""
+    board = board_of(4)
+    error = {"error_type": "timeout", "error_message": "encode took longer than ..."}
+    board.give_up("p", "a/b.png", error)
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    for name in ("a/b.png",) * there + ("c.png",):
+        (tmp_path / "images" / name).write_bytes(b"picture")
+
+    def publish(work: Work) -> Work:
+        uri = str(tmp_path / "images" / "c.png")
+        work.row.update({"status": "ok", "output_uri": uri} if work.source["key"] == "c.png" else FAILED)
+        return work
+
+    done = one_by_one(told(board, "p2", tmp_path), works("a/b.png", "../c.png", "c.png"), publish, stage="publish")
+    rows = metrics_table([work.row for work in done])
+    assert (tmp_path / "images" / "a" / "b.png").exists() == there, "the row may never reach the driver"
+    rows = without_pictures(rows)
+    assert rows.schema == METRICS
+    assert rows["output_uri"].to_pylist() == [None, None, str(tmp_path / "images" / "c.png")]
+    assert rows["error_type"].to_pylist() == ["timeout", "ValueError", None]
+    assert [path for path in (tmp_path / "images").rglob("*") if path.is_file()] == [tmp_path / "images" / "c.png"]
+
+
+def test_only_a_file_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "a.png").mkdir()
+    (tmp_path / "a.png" / "b.png").touch()
+    row = {"key": "a.png", "status": "error", "error_type": "timeout", "output_uri": str(tmp_path / "a.png")}
+    assert without_pictures(metrics_table([row]))["output_uri"].to_pylist() == [None]
+    assert (tmp_path / "a.png" / "b.png").exists(), "another picture's folder has the name"

@@ -9,8 +9,6 @@ import pyarrow as pa
 import pytest
 import ray
 
-from raydenoise.config import DenoiseConfig
-from raydenoise.data.manifest import Output
 from raydenoise.data.schema import SOURCES
 from raydenoise.pipelines import stages
 from raydenoise.pipelines.denoise import BLOCK_BYTES
@@ -19,7 +17,7 @@ from raydenoise.pipelines.session import configure_data
 from raydenoise.pipelines.sources import Found
 from raydenoise.pipelines.stages import DenoiseActor, FusedActor, Stages, Work
 from tests.conftest import noisy_pixels
-from tests.pipelines.test_attempts import Board, Told, board_of
+from tests.pipelines.test_attempts import board_of, told
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray")
 
@@ -83,8 +81,8 @@ def in_files(folder: Path, count: int) -> list[dict[str, Any]]:
     return [{"uri": str(folder / name), "key": name, "output_key": name, "reference_uri": None} for name in names]
 
 
-def stages_to(folder: Path) -> Told:
-    return Told(DenoiseConfig(input="/in", output=str(folder)), Output(folder), Board(board_of(4), "p"))  # type: ignore[arg-type]
+def stages_to(folder: Path) -> Stages:
+    return told(board_of(4), "p", folder)
 
 
 def decoded(sources: list[dict[str, Any]], out: Path) -> list[list[Work]]:
@@ -132,12 +130,12 @@ def test_what_a_parcel_has_no_room_for_is_done_by_the_gpu_actor(
     outputs = []
     for room, undecoded in ((1, 24), (stages.PARCEL_BYTES, 0)):  # of four, one fills a parcel of no room
         monkeypatch.setattr(stages, "PARCEL_BYTES", room)
-        told = stages_to(tmp_path / str(room))
-        actor = Copying(told)
+        those = stages_to(tmp_path / str(room))
+        actor = Copying(those)
         rows = []
-        for parcel in stages.decode_batch(pack(found), stages=told):
+        for parcel in stages.decode_batch(pack(found), stages=those):
             for denoised in actor(parcel):
-                for done in stages.publish_batch(denoised, stages=told):
+                for done in stages.publish_batch(denoised, stages=those):
                     rows += [row for table in unpack(done) for row in table.to_pylist()]
         assert actor.undecoded == undecoded
         assert [(row["key"], row["status"]) for row in rows] == [
