@@ -162,6 +162,33 @@ def test_the_cluster_goes_with_the_job_and_another_one_goes_on(job: dict[str, An
     assert (spec["backoffLimit"], spec["submitterConfig"]["backoffLimit"]) == (1, 0)
 
 
+def test_a_broken_picture_brings_no_second_cluster(job: dict[str, Any]) -> None:
+    assert options(job).allow_failed == "all"
+
+
+SPOT = {
+    "eks.amazonaws.com/capacityType": "SPOT",
+    "karpenter.sh/capacity-type": "spot",
+    "cloud.google.com/gke-spot": "true",
+    "kubernetes.azure.com/scalesetpriority": "spot",
+}
+OTHERS = [{}, {"eks.amazonaws.com/capacityType": "ON_DEMAND"}, {"karpenter.sh/capacity-type": "on-demand"}]
+
+
+def test_the_head_alone_keeps_off_spot_machines(cluster: dict[str, Any]) -> None:
+    head, *workers = (group["template"]["spec"] for group in groups(cluster))
+    required = head["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    (term,) = required["nodeSelectorTerms"]  # of several, one would be enough
+    assert {rule["operator"] for rule in term["matchExpressions"]} == {"NotIn"}
+
+    def takes(labels: dict[str, str]) -> bool:
+        return all(labels.get(rule["key"]) not in rule["values"] for rule in term["matchExpressions"])
+
+    assert not any(takes({name: value}) for name, value in SPOT.items())
+    assert all(takes(labels) for labels in OTHERS)
+    assert not any("affinity" in worker for worker in workers)
+
+
 def test_the_object_store_fits_its_memory(cluster: dict[str, Any]) -> None:
     for group in groups(cluster):
         (container,) = group["template"]["spec"]["containers"]

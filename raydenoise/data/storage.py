@@ -1,15 +1,17 @@
 """Reading and atomic writing on disks and in buckets."""
 
+import errno
 import json
 import os
 import shutil
 import stat
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +24,12 @@ from raydenoise.core.image import (
     admit,
 )
 from raydenoise.data.place import Place, Remote, place
+
+Done = TypeVar("Done")
+
+# Of NFS: a server that starts anew, a file that another machine replaced, a soft mount whose server is silent.
+TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+PAUSES = (0.5, 2.0)  # seconds; a disk that is broken costs no more of them a picture
 
 
 def read(uri: str) -> bytes:
@@ -39,6 +47,10 @@ def read_picture(uri: str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
     source = place(uri)
     if isinstance(source, Remote):
         return source.read_admitted(partial(admit, max_pixels=max_pixels))
+    return _patiently(partial(_read_local_picture, uri, max_pixels=max_pixels))
+
+
+def _read_local_picture(uri: str, *, max_pixels: int) -> bytes:
     with open(uri, "rb", opener=_open_now) as file:  # pathlib takes no opener
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
@@ -50,6 +62,21 @@ def read_picture(uri: str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
 
 def _open_now(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would wait for its writer
+
+
+def _patiently(step: Callable[[], Done]) -> Done:
+    """Do something on a disk, up to three times where it fails as network disks do for a moment.
+
+    Buckets' clients do so on their own: `clients`.
+    """
+    for pause in PAUSES:
+        try:
+            return step()
+        except OSError as error:
+            if error.errno not in TRANSIENT:
+                raise
+        time.sleep(pause)
+    return step()
 
 
 def publish(path: Place, data: bytes | memoryview, *, scratch: Place | None = None) -> None:
@@ -65,15 +92,19 @@ def publish(path: Place, data: bytes | memoryview, *, scratch: Place | None = No
     if isinstance(path, Remote):
         path.write_bytes(data)
         return
-    aside = scratch if isinstance(scratch, Path) else path.parent
-    partial = aside / f".{uuid.uuid4().hex}.partial"
+    _patiently(partial(_publish_local, path, data, aside=scratch if isinstance(scratch, Path) else path.parent))
+
+
+def _publish_local(path: Path, data: bytes | memoryview, *, aside: Path) -> None:
+    unfinished = aside / f".{uuid.uuid4().hex}.partial"
     for folder in {path.parent, aside}:
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        partial.write_bytes(data)
-        partial.replace(path)
+        unfinished.write_bytes(data)
+        unfinished.replace(path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # the same may be wrong again
+            unfinished.unlink(missing_ok=True)
         raise
 
 

@@ -5,6 +5,9 @@ small actor, which outlives it. What a process had begun when it died is suspect
 second death tells which picture it was; after `--attempts` deaths it is given up. A picture that takes longer than
 `--image-timeout` is given up at once, and its process ends itself: nothing else stops native code.
 
+In front of a GPU a picture has three stages in three processes. Ray does a stage again where its result went with a
+machine, while a later stage may have the picture in hand: so a process is taken for dead by one of its own stage alone.
+
 A machine that vanishes is not the picture's fault, and Ray may take a minute to notice one. So before a picture is
 given up, the machines of its dead processes must prove that they outlived these: by doing a task.
 """
@@ -17,14 +20,15 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raydenoise.data import storage
+from raydenoise.data.place import Place
 from raydenoise.pipelines.session import here
 
 LOOK_SECONDS = 0.5  # between two looks at how long pictures take
@@ -48,21 +52,30 @@ class Verdicts:
 
 
 class Attempts:
-    """Who began what. Runs as an actor; see `start`."""
+    """Who began what. Runs as an actor; see `start`.
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._begun: dict[str, dict[str, str]] = defaultdict(dict)  # key -> process -> its node
-        self._accused: dict[str, dict[str, str]] = defaultdict(dict)  # the same of those that died meanwhile
+    Its process may die too, and Ray starts it anew with these arguments. That it then forgets deaths costs a few
+    attempts more; what the job agreed on must not change, and stands in files.
+
+    Args:
+        limit: deaths after which a picture is given up.
+        agreed: a folder of this job's alone, for values that hold for all of it.
+        known: such values from before.
+    """
+
+    def __init__(self, limit: int, agreed: Place, known: dict[str, str]) -> None:
+        self._limit, self._folder = limit, agreed
+        self._begun: dict[str, dict[tuple[str, str], str]] = defaultdict(dict)  # key -> (process, stage) -> its node
+        self._accused: dict[str, dict[str, str]] = defaultdict(dict)  # key -> process that died meanwhile -> its node
         self._outlived: dict[str, bool] = {}  # dead process -> whether its node outlived it, where that is known
         self._given_up: dict[str, dict[str, str]] = {}
-        self._agreed: dict[str, Any] = {}
+        self._agreed = dict(known)
 
-    def enter(self, process: str, keys: Sequence[str]) -> Verdicts:
-        """Tell a process what is known of pictures that it will do."""
+    def enter(self, process: str, keys: Sequence[str], stage: str) -> Verdicts:
+        """Tell a process what is known of pictures of which it will do a stage."""
         suspect, unsure = set(), {}
         for key in keys:
-            self._accuse(key, besides=process)
+            self._accuse(key, stage, besides=process)
             deaths = self._deaths(key)
             open_ones = {dead: node for dead, node in deaths.items() if dead not in self._outlived}
             if len(deaths) - len(open_ones) >= self._limit:
@@ -77,11 +90,11 @@ class Attempts:
         given_up = {key: self._given_up[key] for key in keys if key in self._given_up}
         return Verdicts(frozenset(suspect), given_up, unsure)
 
-    def _accuse(self, key: str, *, besides: str) -> None:
-        """Take for dead what had begun a picture, now that another process does it."""
+    def _accuse(self, key: str, stage: str, *, besides: str) -> None:
+        """Take for dead what had begun a stage of a picture, now that another process does it."""
         begun = self._begun.get(key, {})
-        for other in [process for process in begun if process != besides]:
-            self._accused[key][other] = begun.pop(other)
+        for other, its in [(process, its) for process, its in begun if process != besides and its == stage]:
+            self._accused[key][other] = begun.pop((other, its))
 
     def _deaths(self, key: str) -> dict[str, str]:
         """The dead processes of a picture, but those that went with their machine as far as it is known by now."""
@@ -94,24 +107,30 @@ class Attempts:
         """Note of dead processes whether their nodes were there afterwards."""
         self._outlived |= outlived
 
-    def begin(self, process: str, node: str, key: str) -> None:
-        """Note that a process begins a picture."""
-        self._begun[key][process] = node
+    def begin(self, process: str, node: str, key: str, stage: str) -> None:
+        """Note that a process begins a stage of a picture."""
+        self._begun[key][process, stage] = node
 
-    def end(self, process: str, key: str) -> None:
+    def end(self, process: str, key: str, stage: str) -> None:
         """Note that it ended; what is known of its deaths stays, since Ray may do its block again."""
-        self._begun.get(key, {}).pop(process, None)
+        self._begun.get(key, {}).pop((process, stage), None)
         if not self._begun.get(key):
             self._begun.pop(key, None)
 
     def give_up(self, process: str, key: str, error: dict[str, str]) -> None:
         """Note that a picture takes too long."""
         self._given_up[key] = error
-        self.end(process, key)
+        for begun, stage in list(self._begun.get(key, {})):
+            if begun == process:
+                self.end(process, key, stage)
 
-    def agree(self, name: str, value: Any) -> Any:
+    def agree(self, name: str, value: str) -> str:
         """The first value that anyone proposed."""
-        return self._agreed.setdefault(name, value)
+        if name not in self._agreed:
+            with suppress(FileExistsError):
+                storage.create(self._folder / name, value.encode())
+            self._agreed[name] = (self._folder / name).read_bytes().decode()
+        return self._agreed[name]
 
 
 def outlives(node: str) -> bool:
@@ -136,10 +155,10 @@ def _nothing() -> None:
     pass
 
 
-def start(limit: int) -> "ray.actor.ActorHandle":
-    """Start the actor on the driver's machine, which the job needs anyway."""
+def start(limit: int, *, agreed: Place, known: dict[str, str]) -> "ray.actor.ActorHandle":
+    """Start the actor on the driver's machine, which the job needs anyway; the arguments are those of `Attempts`."""
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here()}
-    return ray.remote(Attempts).options(**options).remote(limit)
+    return ray.remote(Attempts).options(**options).remote(limit, agreed, known)
 
 
 class Watch:
@@ -158,26 +177,26 @@ class Watch:
         self._running: dict[tuple[str, str], float] = {}
         threading.Thread(target=self._look_on, daemon=True, name="watch").start()
 
-    def enter(self, keys: Sequence[str]) -> Verdicts:
+    def enter(self, keys: Sequence[str], *, stage: str) -> Verdicts:
         """Ask what is known of the pictures of a block; that may take until a machine answers or is given up."""
         while True:
-            found: Verdicts = ray.get(self._attempts.enter.remote(self._process, list(keys)))
+            found: Verdicts = ray.get(self._attempts.enter.remote(self._process, list(keys), stage))
             if not found.unsure:
                 return found
             outlived = {node: outlives(node) for node in set(found.unsure.values())}
             ray.get(self._attempts.hear.remote({dead: outlived[node] for dead, node in found.unsure.items()}))
 
-    def begin(self, key: str) -> None:
-        """Say that a picture begins; returns once that is noted."""
-        ray.get(self._attempts.begin.remote(self._process, self._node, key))
+    def begin(self, key: str, *, stage: str) -> None:
+        """Say that a stage of a picture begins; returns once that is noted."""
+        ray.get(self._attempts.begin.remote(self._process, self._node, key, stage))
 
-    def end(self, key: str) -> None:
+    def end(self, key: str, *, stage: str) -> None:
         """Say that it ended."""
-        self._attempts.end.remote(self._process, key)
+        self._attempts.end.remote(self._process, key, stage)
 
-    def agree(self, name: str, value: Any) -> Any:
+    def agree(self, name: str, value: str) -> str:
         """Propose a value for the whole job; the first one holds."""
-        return ray.get(self._attempts.agree.remote(name, value))
+        return str(ray.get(self._attempts.agree.remote(name, value)))
 
     @contextmanager
     def stage(self, key: str, name: str) -> Iterator[None]:

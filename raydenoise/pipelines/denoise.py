@@ -36,7 +36,7 @@ from raydenoise.pipelines.session import (
 )
 from raydenoise.pipelines.sharing import check_shared
 from raydenoise.pipelines.sources import Pictures, check_apart, list_pictures, resolved
-from raydenoise.pipelines.stages import DenoiseActor, FusedActor, Stages, decode_batch, publish_batch
+from raydenoise.pipelines.stages import DenoiseActor, FusedActor, Stages, decode_batch, publish_batch, without_pictures
 from raydenoise.pipelines.summaries import Totals
 
 # Every parcel is a block of its own: rows come as they are done, and where Ray does a task again it goes on behind the
@@ -131,9 +131,9 @@ class Job:
         """
         config, plan = self.config, self.plan
         configure_data(block_bytes=BLOCK_BYTES, verbose=config.verbose)
-        attempts = start(config.attempts)
-        if self.ledger.precision is not None:
-            ray.get(attempts.agree.remote("precision", self.ledger.precision))
+        known = {} if self.ledger.precision is None else {"precision": self.ledger.precision}
+        # A folder of its own: workers of a job that was stopped may still propose.
+        attempts = start(config.attempts, agreed=self.output.scratch / uuid.uuid4().hex, known=known)
         present = (*_read_files(config, pictures), *self._probe())
         row = {"model": self.card.name, "model_sha256": self.card.sha256}
         stages = Stages(config, self.output, attempts, present, row)
@@ -154,7 +154,7 @@ class Job:
             try:
                 blocks = results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
                 for rows in chain.from_iterable(map(unpack, blocks)):
-                    rows = self.ledger.fresh(rows)
+                    rows = without_pictures(self.ledger.fresh(rows))
                     writer.add(rows, now=time.monotonic())
                     gauges.add(rows)
                     totals.add(rows, referenced=config.reference is not None)

@@ -9,11 +9,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
@@ -23,7 +26,8 @@ from raydenoise.core.metrics import quality
 from raydenoise.core.noise import estimate_sigma
 from raydenoise.data import inputs, storage
 from raydenoise.data.manifest import Output, utc_now
-from raydenoise.data.schema import metrics_table
+from raydenoise.data.place import place
+from raydenoise.data.schema import METRICS, metrics_table
 from raydenoise.data.secrets import redacted
 from raydenoise.pipelines.attempts import Verdicts, Watch
 from raydenoise.pipelines.parcels import grouped, pack, unpack
@@ -37,9 +41,15 @@ _WATCHES: dict[str, Watch] = {}  # of this process, by job
 
 AHEAD = 2  # pictures read ahead and written behind per actor: hides storage latency, bounds memory
 MESSAGE_LENGTH = 300  # characters of an error message that reach the table
-PARCELS = 8  # of a task, at most: Ray keeps about 1 kB in the driver for each, until the job ends
-GPU_PICTURES = 4  # of a parcel for a GPU actor, where they are not large
-PARCEL_BYTES = 64 << 20  # of their pixels: a parcel that has so many is full
+WHOLE = "whole"  # the stage of a process that does all of them
+PARCELS = 8  # of a task, at most (of CPU actors): Ray keeps about 1 kB in the driver for each, until the job ends
+# Before a GPU a parcel holds pixels: one picture in a job of up to 36,000, whose tasks are small (`session.task_rows`),
+# and at most so many in a larger one. The listing does not know how large a picture is.
+GPU_PICTURES = 4
+# So its memory is bounded by what is left out: with so many bytes of pixels a parcel is full, and its other pictures go
+# on undecoded, for the GPU actor to do all of them. That is slow, so the bound is for few: four pictures of 44
+# megapixels in 8-bit RGB fit. One of 200 megapixels in 16 bit (1.2 GB) may be the one that fills it.
+PARCEL_BYTES = 512 << 20
 
 
 @dataclass
@@ -49,16 +59,19 @@ class Work:
     Attributes:
         source: the columns of `schema.SOURCES`.
         row: the columns of `schema.METRICS` known so far.
-        picture: as read, and after denoising with the denoised pixels.
+        picture: as read, and after denoising with the denoised pixels; none before, and when the row is whole.
         noisy: the pixels as read, kept behind denoising only where a reference will be compared.
-        failed: the row is an error row; no stage has more to do.
     """
 
     source: dict[str, Any]
     row: dict[str, Any]
     picture: codec.Image | None = None
     noisy: NDArray[Any] | None = None
-    failed: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether its row is whole, of a picture that is written or failed: no stage has more to do."""
+        return "status" in self.row
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,12 @@ class Stages:
     def waiting(self, source: dict[str, Any]) -> Work:
         """A picture at the beginning of its way."""
         return Work(source, {**self.row, "uri": source["uri"], "key": source["key"]})
+
+    def given_up(self, work: Work, error: dict[str, str]) -> Work:
+        """A picture at the end of its way. It may have been published just before; the driver removes that."""
+        with suppress(ValueError):  # its key is refused: it never was
+            work.row["output_uri"] = str(inputs.below(self.output.images, work.source["output_key"]))
+        return _fail(work, error)
 
     def finished(self, work: Work) -> dict[str, Any]:
         """The metrics row of a picture at the end of its way."""
@@ -139,6 +158,7 @@ class Stages:
             _add_note(work.row, f"no metrics: no picture of this path below {self.config.reference}")
         storage.publish(path, data, scratch=self.output.scratch)
         work.row.update(status="ok", output_uri=str(path), bytes_out=len(data))
+        work.picture = work.noisy = None
 
     def _compare(self, work: Work, published: NDArray[Any]) -> None:
         """Measure against the clean picture; one that cannot be used is named in the note, the result stands."""
@@ -160,8 +180,8 @@ def _add_note(row: dict[str, Any], text: str) -> None:
 
 
 def _guarded(step: Callable[[Work], None], work: Work, stage: str, watch: Watch) -> Work:
-    """Run a step on a picture that is well so far; a failure becomes the picture's error row."""
-    if work.failed:
+    """Run a step on a picture that is under way; a failure becomes the picture's error row."""
+    if work.over:
         return work
     started = time.perf_counter()
     try:
@@ -176,7 +196,7 @@ def _guarded(step: Callable[[Work], None], work: Work, stage: str, watch: Watch)
 
 def _fail(work: Work, error: dict[str, str]) -> Work:
     """Make a picture's row an error row."""
-    work.failed, work.picture, work.noisy = True, None, None
+    work.picture = work.noisy = None
     work.row.update(status="error", **error)
     return work
 
@@ -191,7 +211,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _held(value: Any) -> Any:
-    assert value is not None, "a picture that has not failed has its pixels"
+    assert value is not None, "a picture that is under way has its pixels"
     return value
 
 
@@ -234,7 +254,16 @@ class DenoiseActor:
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Denoise parcels of `Work`: the GPU actor between decoding and encoding tasks."""
         for works in unpack(batch):
-            yield pack(list(one_by_one(self._watch, works, self.denoise)))
+            done = one_by_one(self._stages, works, self._further, stage="denoise")
+            yield packed(self._watch, list(done), stage="denoise")
+
+    def _further(self, work: Work) -> Work:
+        """Denoise a picture, or do all of one for whose pixels the parcel had no room."""
+        return self._whole(work) if work.picture is None else self.denoise(work)
+
+    def _whole(self, work: Work) -> Work:
+        """All stages of one picture, with nothing beside it."""
+        return self._stages.publish(self.denoise(self._stages.decode(work)))
 
 
 class FusedActor(DenoiseActor):
@@ -255,7 +284,7 @@ class FusedActor(DenoiseActor):
 
     def _rows(self, sources: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Read ahead, denoise, write behind; at most `AHEAD` + 1 pictures wait on either side."""
-        verdicts = self._watch.enter([source["key"] for source in sources])
+        verdicts = self._watch.enter([source["key"] for source in sources], stage=WHOLE)
         odd = {*verdicts.suspect, *verdicts.given_up}
         # In the order of the task, always: where Ray does it again, it goes on behind the parcels that it has.
         for alone, group in groupby(sources, key=lambda source: source["key"] in odd):
@@ -265,41 +294,48 @@ class FusedActor(DenoiseActor):
                 yield from self._overlapped(group)
 
     def _one_by_one(self, sources: Iterable[dict[str, Any]], verdicts: Verdicts) -> Iterator[dict[str, Any]]:
-        works = one_by_one(self._watch, map(self._stages.waiting, sources), self._whole, verdicts=verdicts)
+        waiting = map(self._stages.waiting, sources)
+        works = one_by_one(self._stages, waiting, self._whole, stage=WHOLE, verdicts=verdicts)
         yield from map(self._stages.finished, works)
 
     def _overlapped(self, sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         decoded = ahead(self._readers, self._begin, sources)
         yield from ahead(self._writers, self._end, map(self.denoise, decoded))
 
-    def _whole(self, work: Work) -> Work:
-        """All stages of one picture, with nothing beside it."""
-        return self._stages.publish(self.denoise(self._stages.decode(work)))
-
     def _begin(self, source: dict[str, Any]) -> Work:
-        self._watch.begin(source["key"])
+        self._watch.begin(source["key"], stage=WHOLE)
         return self._stages.decode(self._stages.waiting(source))
 
     def _end(self, work: Work) -> dict[str, Any]:
         row = self._stages.finished(self._stages.publish(work))
-        self._watch.end(row["key"])
+        self._watch.end(row["key"], stage=WHOLE)
         return row
 
 
 def one_by_one(
-    watch: Watch, works: Iterable[Work], step: Callable[[Work], Work], *, verdicts: Verdicts | None = None
+    stages: Stages, works: Iterable[Work], step: Callable[[Work], Work], *, stage: str, verdicts: Verdicts | None = None
 ) -> Iterator[Work]:
     """Do one stage of a block's pictures, none beside another: a process that dies then tells which it was."""
-    works = list(works)
-    known = verdicts or watch.enter([work.source["key"] for work in works])
+    watch, works = stages.watch(), list(works)
+    known = verdicts or watch.enter([work.source["key"] for work in works], stage=stage)
     for work in works:
         key = work.source["key"]
         if key in known.given_up:
-            yield _fail(work, known.given_up[key])
+            yield stages.given_up(work, known.given_up[key])
             continue
-        watch.begin(key)
-        yield step(work)
-        watch.end(key)
+        watch.begin(key, stage=stage)
+        done = step(work)
+        watch.end(key, stage=stage)  # not behind the yield: who takes it may be slow to ask for the next one
+        yield done
+
+
+def packed(watch: Watch, works: list[Work], *, stage: str) -> pa.Table:
+    """Pack a parcel. Its largest picture answers for it: what kills the process here is a want of memory."""
+    largest = max(works, key=_pixel_bytes).source["key"]
+    watch.begin(largest, stage=stage)
+    parcel = pack(works)
+    watch.end(largest, stage=stage)
+    return parcel
 
 
 def ahead(pool: ThreadPoolExecutor, step: Callable[[Item], Done], items: Iterable[Item]) -> Iterator[Done]:
@@ -314,22 +350,44 @@ def ahead(pool: ThreadPoolExecutor, step: Callable[[Item], Done], items: Iterabl
 
 
 def decode_batch(batch: pa.Table, *, stages: Stages) -> Iterator[pa.Table]:
-    """Decode sources, a few pictures a parcel: the task before a GPU actor."""
+    """Decode sources, a few pictures a parcel: the task before a GPU actor.
+
+    Where Ray does a task again, it goes on behind the parcels that it has, by their number. So which pictures share one
+    is decided by the sources alone, never by what becomes of them.
+    """
     for sources in unpack(batch):
-        held: list[Work] = []
-        for work in one_by_one(stages.watch(), map(stages.waiting, sources), stages.decode):
-            held.append(work)
-            if len(held) == GPU_PICTURES or sum(_pixel_bytes(work) for work in held) >= PARCEL_BYTES:
-                yield pack(held)
-                held = []
-        if held:
-            yield pack(held)
+        for group in grouped(sources, size=min(GPU_PICTURES, -(-len(sources) // PARCELS))):
+            held: list[Work] = []
+            step = partial(_decode_within, stages, held)
+            for work in one_by_one(stages, map(stages.waiting, group), step, stage="decode"):
+                held.append(work)  # where the step sees it
+            yield packed(stages.watch(), held, stage="decode")
+
+
+def _decode_within(stages: Stages, held: list[Work], work: Work) -> Work:
+    """Decode a picture, unless its parcel is full: the GPU actor then does all of it."""
+    return work if sum(map(_pixel_bytes, held)) >= PARCEL_BYTES else stages.decode(work)
 
 
 def publish_batch(batch: pa.Table, *, stages: Stages) -> Iterator[pa.Table]:
     """Publish denoised pictures: the task behind a GPU actor. Returns parcels of metrics rows."""
     for works in unpack(batch):
-        yield _parcel_of_rows(map(stages.finished, one_by_one(stages.watch(), works, stages.publish)))
+        done = one_by_one(stages, works, stages.publish, stage="publish")
+        yield _parcel_of_rows(map(stages.finished, done))
+
+
+def without_pictures(rows: pa.Table) -> pa.Table:
+    """Remove the pictures of error rows, which a process published before it was stopped; the rows then name none.
+
+    For the driver alone: only it knows that a picture has this row, and not another one that came before Ray did its
+    task again.
+    """
+    void = pc.and_(pc.equal(rows["status"], "error"), pc.is_valid(rows["output_uri"]))
+    for uri in rows["output_uri"].filter(void).to_pylist():
+        with suppress(OSError):  # it stays: a file without a row, as a killed job leaves it
+            place(uri).unlink(missing_ok=True)
+    index = rows.column_names.index("output_uri")
+    return rows.set_column(index, METRICS.field(index), pc.if_else(void, None, rows["output_uri"]))
 
 
 def _parcel_of_rows(rows: Iterable[dict[str, Any]]) -> pa.Table:

@@ -1,12 +1,15 @@
 """Kill what runs, again and again, and count what is wrong afterwards: rows, duplicates, missing, differing bytes.
 
-    python tests/benchmarks/chaos.py [--images 300] [--kills 6] [--seed 1] [--bucket] [--model default]
+    python tests/benchmarks/chaos.py [--images 300] [--kills 6] [--seed 1] [--bucket] [--three-processes]
+        [--model default]
 
 A calm run, then the same pictures with random kills (SIGKILL) at random moments: of denoising actors, of other worker
 processes, of a whole node's raylet with all that runs on it, and of the driver, after which the same command runs
 again. The cluster is three raylets on this machine; a killed one is replaced. With --bucket, INPUT and OUT are in a
-bucket of a real S3 endpoint on loopback. One JSON line: counts, which must all be zero, and the time against the calm
-run.
+bucket of a real S3 endpoint on loopback. With --three-processes the raylets declare a GPU each, which is not there: so
+pictures are decoded, denoised and written by processes of their own, as before GPUs, and one picture in twenty has more
+than 16 MiB of pixels. One JSON line: counts, which must all be zero, and the time against the calm run. Rows and files
+of both runs are held against the inputs, the files of one against those of the other.
 """
 
 import argparse
@@ -34,6 +37,8 @@ from raydenoise.data.manifest import Output
 from raydenoise.data.place import Place, place
 
 KINDS = ("actor", "worker", "node", "driver")
+LARGE = (2000, 3000)  # 17 MiB of pixels
+LARGE_EVERY = 20
 LEAST, MOST = 4.0, 12.0  # seconds between two kills
 
 
@@ -44,27 +49,34 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--bucket", action="store_true")
+    parser.add_argument("--three-processes", action="store_true")
     parser.add_argument("--model", default="default")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     os.environ["RAY_AUTH_MODE"] = "disabled"
     with tempfile.TemporaryDirectory() as folder:
         root = bucket() if arguments.bucket else place(folder)
-        write_input(root / "in", count=arguments.images, rng=np.random.default_rng(arguments.seed))
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        rng_of_input = np.random.default_rng(arguments.seed)
+        large = LARGE_EVERY if arguments.three_processes else 0
+        wanted = write_input(root / "in", count=arguments.images, large_every=large, rng=rng_of_input)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0})
+        # An actor takes a CPU beside its GPU, and the other one decodes or writes.
+        node = {"num_cpus": 2, "num_gpus": 1} if arguments.three_processes else {"num_cpus": 1}
+        nodes = [cluster.add_node(**node) for _ in range(2)]
         command = [
             *(sys.executable, "-m", "raydenoise.cli", "denoise", str(root / "in"), "--address", cluster.address),
             *("--model", arguments.model, "--sigma", "25", "--allow-failed", "all", "--quiet"),
+            *(("--gpus-per-actor", "1", "--actors", "2") if arguments.three_processes else ()),
         ]
         calm = run([*command, "--output", str(root / "calm")])
-        chaos = Chaos(cluster, nodes, rng=rng)
+        chaos = Chaos(cluster, nodes, node=node, rng=rng)
         seconds = chaos.run([*command, "--output", str(root / "out")], kills=arguments.kills)
-        found = compare(root / "calm", root / "out")
+        found = compare(root / "calm", root / "out", wanted=wanted)
         cluster.shutdown()
     line = {
         "name": "chaos",
         "where": "bucket" if arguments.bucket else "disk",
+        "processes": 3 if arguments.three_processes else 1,
         "images": arguments.images,
         "seed": arguments.seed,
         "kills": chaos.counts,
@@ -93,17 +105,22 @@ def bucket() -> Place:
     return place("s3://chaos")
 
 
-def write_input(folder: Place, *, count: int, rng: np.random.Generator) -> None:
-    """Noisy pictures of several sizes, and a broken file among every fifty."""
+def write_input(folder: Place, *, count: int, large_every: int, rng: np.random.Generator) -> dict[str, str]:
+    """Noisy pictures of several sizes, and a broken file among every fifty; returns key -> status of the row."""
+    status = {}
     for index in range(count):
-        height, width = rng.integers(120, 320, 2)
+        large = large_every and index % large_every == large_every - 1
+        height, width = LARGE if large else rng.integers(120, 320, 2)
         clean = np.full((height, width, 3), rng.integers(40, 215, 3))
         pixels = np.clip(np.rint(clean + rng.normal(0, 25, clean.shape)), 0, 255).astype(np.uint8)
         with tempfile.NamedTemporaryFile(suffix=".png") as file:
             PIL.Image.fromarray(pixels).save(file.name)
             data = Path(file.name).read_bytes()
         broken = index % 50 == 7
-        storage.publish(folder / f"{index % 7}/{index:05d}.png", data[: len(data) // 2] if broken else data)
+        key = f"{index % 7}/{index:05d}.png"
+        storage.publish(folder / key, data[: len(data) // 2] if broken else data)
+        status[key] = "error" if broken else "ok"
+    return status
 
 
 def run(command: list[str]) -> float:
@@ -116,8 +133,8 @@ def run(command: list[str]) -> float:
 class Chaos:
     """Kills at random."""
 
-    def __init__(self, cluster: Any, nodes: list[Any], *, rng: random.Random) -> None:
-        self._cluster, self._nodes, self._rng = cluster, nodes, rng
+    def __init__(self, cluster: Any, nodes: list[Any], *, node: dict[str, int], rng: random.Random) -> None:
+        self._cluster, self._nodes, self._node, self._rng = cluster, nodes, node, rng
         self.counts = dict.fromkeys(KINDS, 0)
 
     def run(self, command: list[str], *, kills: int) -> float:
@@ -148,9 +165,10 @@ class Chaos:
             driver.wait()
         elif kind == "node":
             self._cluster.remove_node(self._nodes.pop(self._rng.randrange(len(self._nodes))), allow_graceful=False)
-            self._nodes.append(self._cluster.add_node(num_cpus=1))
+            self._nodes.append(self._cluster.add_node(**self._node))
         else:
-            named = [p for p in psutil.process_iter() if self._is(kind, p)]
+            below = psutil.Process().children(recursive=True)  # of these raylets: another Ray may run beside
+            named = [p for p in below if self._is(kind, p)]
             if not named:
                 return False
             self._rng.choice(named).kill()
@@ -164,25 +182,34 @@ class Chaos:
             return False
         if not name.startswith("ray::") or "Agent" in name:  # without its agents a raylet ends: that is a node
             return False
-        return ("FusedActor" in name) == (kind == "actor")
+        return ("FusedActor" in name or "DenoiseActor" in name) == (kind == "actor")
 
 
-def compare(calm: Place, out: Place) -> dict[str, int]:
-    """What is wrong with OUT against the calm run."""
-    keys = [row["key"] for row in rows(out)]
-    wanted = {row["key"]: row["status"] for row in rows(calm)}
-    status = {row["key"]: row["status"] for row in rows(out)}
-    pictures, expected = (set(storage.walk(Output(root).images)) for root in (out, calm))
-    same = pictures & expected
-    differing = sum((Output(out).images / key).read_bytes() != (Output(calm).images / key).read_bytes() for key in same)
-    return {
-        "rows": len(keys),
-        "duplicates": len(keys) - len(set(keys)),
-        "missing": len(wanted.keys() - status.keys()) + len(expected - pictures),
-        "foreign": len(status.keys() - wanted.keys()) + len(pictures - expected),
-        "differing": differing + sum(status[key] != wanted[key] for key in status.keys() & wanted.keys()),
-        "left_over": sum(".partial" in key for key in storage.walk(out)),
-    }
+def compare(calm: Place, out: Place, *, wanted: dict[str, str]) -> dict[str, int]:
+    """What is wrong with two runs: with each against the inputs, and with the files of one against the other's.
+
+    Args:
+        calm: OUT of one.
+        out: OUT of the other.
+        wanted: key of each input -> the status of its row; what it is written as has its name.
+    """
+    counts = dict.fromkeys(("duplicates", "missing", "foreign", "differing", "left_over"), 0)
+    expected = {key for key, status in wanted.items() if status == "ok"}
+    files = []
+    for root in (calm, out):
+        keys = [row["key"] for row in rows(root)]
+        status = {row["key"]: row["status"] for row in rows(root)}
+        pictures = set(storage.walk(Output(root).images))
+        counts["duplicates"] += len(keys) - len(status)
+        counts["missing"] += len(wanted.keys() - status.keys()) + len(expected - pictures)
+        counts["foreign"] += len(status.keys() - wanted.keys()) + len(pictures - expected)
+        counts["differing"] += sum(status[key] != wanted[key] for key in status.keys() & wanted.keys())
+        counts["left_over"] += sum(".partial" in key for key in storage.walk(root))
+        files.append(pictures)
+    same = files[0] & files[1]
+    images = [Output(root).images for root in (calm, out)]
+    counts["differing"] += sum((images[0] / key).read_bytes() != (images[1] / key).read_bytes() for key in same)
+    return {"rows": len(rows(out)), **counts}
 
 
 def rows(root: Place) -> list[dict[str, Any]]:

@@ -1,18 +1,22 @@
 """Laws of listing, naming, pairing and publishing."""
 
+import errno
 import os
 import resource
 import threading
 from pathlib import Path, PurePosixPath
 from typing import get_args
 
+import PIL.Image
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raydenoise.core.image import DEFAULT_EXTENSION, EXTENSIONS, Format
+from raydenoise.data import storage
 from raydenoise.data.inputs import Source, list_all, list_sources, output_keys, pair_references
-from raydenoise.data.storage import publish, read
+from raydenoise.data.storage import publish, read, read_picture
+from tests.conftest import noisy_pixels
 
 ODD_NAMES = ("with space.png", "grüße-日本.png", "new\nline.png", "-leading.png", "[1]*.png", "no-extension", "a..png")
 
@@ -290,3 +294,68 @@ def test_each_of_several_inputs_must_hold_something(tmp_path: Path) -> None:
 def test_pairing_names_its_argument(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^clean '.*gone' is not a folder; allowed: a folder of pictures$"):
         pair_references(["a.png"], str(tmp_path / "gone"), argument="clean")
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that were made."""
+    made: list[float] = []
+    monkeypatch.setattr(storage.time, "sleep", made.append)
+    return made
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, name: str, *, code: int, times: int) -> None:
+    """Let a call of the operating system fail so many times."""
+    real, left = getattr(os, name), [code] * times
+
+    def call(*args: object, **options: object) -> object:
+        if left:
+            raise OSError(left[0], os.strerror(left.pop()))
+        return real(*args, **options)
+
+    monkeypatch.setattr(storage.os, name, call)
+
+
+TRANSIENT = [errno.EIO, errno.ESTALE, errno.ETIMEDOUT]
+
+
+@pytest.mark.parametrize("code", TRANSIENT)
+def test_a_disk_in_trouble_is_asked_three_times(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    PIL.Image.fromarray(noisy_pixels(9, 8)).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    for name in ("open", "fstat"):
+        failing(monkeypatch, name, code=code, times=2)
+        assert read_picture(str(tmp_path / "a.png")) == data
+        failing(monkeypatch, name, code=code, times=3)
+        with pytest.raises(OSError, match=os.strerror(code)):
+            read_picture(str(tmp_path / "a.png"))
+    assert pauses == [0.5, 2.0] * 4
+
+
+@pytest.mark.parametrize("code", TRANSIENT)
+def test_a_picture_is_written_in_three_tries_and_leaves_nothing_else(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    failing(monkeypatch, "replace", code=code, times=2)
+    publish(tmp_path / "b" / "a.png", b"whole", scratch=tmp_path / "scratch")
+    assert pauses == [0.5, 2.0]
+    failing(monkeypatch, "replace", code=code, times=3)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        publish(tmp_path / "b" / "c.png", b"whole", scratch=tmp_path / "scratch")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.png"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.ENOENT])
+def test_what_will_not_pass_is_not_waited_for(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    failing(monkeypatch, "replace", code=code, times=1)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        publish(tmp_path / "a.png", b"whole")
+    (tmp_path / "a.png").touch()
+    failing(monkeypatch, "open", code=code, times=1)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        read_picture(str(tmp_path / "a.png"))
+    assert not pauses

@@ -1,8 +1,10 @@
 """What a large job keeps in the driver: a few blocks a task, however many pictures it has; and rows come early."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pyarrow as pa
 import pytest
 import ray
@@ -13,7 +15,9 @@ from raydenoise.pipelines.denoise import BLOCK_BYTES
 from raydenoise.pipelines.parcels import grouped, pack, unpack
 from raydenoise.pipelines.session import configure_data
 from raydenoise.pipelines.sources import Found
-from raydenoise.pipelines.stages import FusedActor
+from raydenoise.pipelines.stages import DenoiseActor, FusedActor, Stages, Work
+from tests.conftest import noisy_pixels
+from tests.pipelines.test_attempts import board_of, told
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray")
 
@@ -53,31 +57,94 @@ def test_groups_are_full_but_the_last() -> None:
     assert list(grouped([], size=3)) == []
 
 
-def test_pictures_for_a_gpu_share_a_parcel_unless_they_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "PARCEL_BYTES", 100)
-    monkeypatch.setattr(stages, "_pixel_bytes", lambda work: int(work.source["uri"]))
-    monkeypatch.setattr(stages, "one_by_one", lambda *args: args[1])
-    few = [{"uri": size, "key": str(i)} for i, size in enumerate(("1", "2", "3", "4", "100", "60", "60", "5"))]
-    parcels = stages.decode_batch(pack(few), stages=Sourced())  # type: ignore[arg-type]
-    assert [[work.source["key"] for work in works] for parcel in parcels for works in unpack(parcel)] == [
-        ["0", "1", "2", "3"],
-        ["4"],
-        ["5", "6"],
-        ["7"],
-    ]
+class Copying(DenoiseActor):
+    """Stands for a GPU actor; gives the pixels back."""
+
+    def __init__(self, stages: Stages) -> None:
+        self._stages, self._watch = stages, stages.watch()
+        self.undecoded = 0
+
+    def _whole(self, work: Work) -> Work:
+        self.undecoded += not work.over
+        return super()._whole(work)
+
+    def _denoise(self, work: Work) -> None:
+        assert work.picture is not None
 
 
-class Sourced:
-    """Stands for `Stages` where nothing is decoded."""
+def in_files(folder: Path, count: int) -> list[dict[str, Any]]:
+    """So many small pictures, each of its own size."""
+    folder.mkdir()
+    for index in range(count):
+        PIL.Image.fromarray(noisy_pixels(8 + index, 8, seed=index)).save(folder / f"{index:02}.png")
+    names = [f"{index:02}.png" for index in range(count)]
+    return [{"uri": str(folder / name), "key": name, "output_key": name, "reference_uri": None} for name in names]
 
-    def watch(self) -> None:
-        return None
 
-    def waiting(self, source: dict[str, Any]) -> stages.Work:
-        return stages.Work(source, {})
+def stages_to(folder: Path) -> Stages:
+    return told(board_of(4), "p", folder)
 
-    def decode(self, work: stages.Work) -> stages.Work:
-        return work
+
+def decoded(sources: list[dict[str, Any]], out: Path) -> list[list[Work]]:
+    return [works for parcel in stages.decode_batch(pack(sources), stages=stages_to(out)) for works in unpack(parcel)]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "parcels"), [(1, [1]), (8, [1] * 8), (16, [2] * 8), (64, [4] * 16), (13, [2] * 6 + [1])]
+)
+def test_how_many_pictures_share_a_parcel_for_a_gpu(pictures: int, parcels: list[int], tmp_path: Path) -> None:
+    found = decoded(sources(pictures), tmp_path)
+    assert [len(works) for works in found] == parcels
+    assert [work.source["key"] for works in found for work in works] == [str(i) for i in range(pictures)]
+
+
+@pytest.mark.parametrize("room", [1, 1000, stages.PARCEL_BYTES])
+@pytest.mark.parametrize("count", [6, 32])
+def test_which_pictures_share_a_parcel_does_not_depend_on_what_fails(
+    count: int, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Ray does a task again it goes on behind the parcels that it has, by number, and more may fail by then."""
+    monkeypatch.setattr(stages, "PARCEL_BYTES", room)
+    found = in_files(tmp_path / "in", count)
+    first = [[work.source["key"] for work in works] for works in decoded(found, tmp_path)]
+    for bad in (1, 2, 5):
+        Path(found[bad]["uri"]).unlink()
+        again = decoded(found, tmp_path)
+        assert [[work.source["key"] for work in works] for works in again] == first
+
+
+def test_a_parcel_holds_no_more_pixels_than_its_room_and_one_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "PARCEL_BYTES", 300)
+    held = [[stages._pixel_bytes(work) for work in works] for works in decoded(in_files(tmp_path / "in", 32), tmp_path)]
+    assert held[0] == [8 * 8 * 3, 9 * 8 * 3, 0, 0]
+    assert all(sum(sizes) - max(sizes) < 300 for sizes in held)
+
+
+def test_what_a_parcel_has_no_room_for_is_done_by_the_gpu_actor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = in_files(tmp_path / "in", 32)
+    Path(found[3]["uri"]).write_bytes(b"broken")
+    outputs = []
+    for room, undecoded in ((1, 24), (stages.PARCEL_BYTES, 0)):  # of four, one fills a parcel of no room
+        monkeypatch.setattr(stages, "PARCEL_BYTES", room)
+        those = stages_to(tmp_path / str(room))
+        actor = Copying(those)
+        rows = []
+        for parcel in stages.decode_batch(pack(found), stages=those):
+            for denoised in actor(parcel):
+                for done in stages.publish_batch(denoised, stages=those):
+                    rows += [row for table in unpack(done) for row in table.to_pylist()]
+        assert actor.undecoded == undecoded
+        assert [(row["key"], row["status"]) for row in rows] == [
+            (source["key"], "error" if source["key"] == "03.png" else "ok") for source in found
+        ]
+        assert all(row["finished_at"] and (row["status"] == "error" or row["encode_s"] is not None) for row in rows)
+        outputs.append({path.name: path.read_bytes() for path in (tmp_path / str(room) / "images").iterdir()})
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0]) == 31
 
 
 def test_ray_makes_one_block_of_each_parcel() -> None:
