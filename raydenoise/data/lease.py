@@ -12,8 +12,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +120,24 @@ def held(root: Place, *, seconds: float = LEASE_SECONDS, free: int = 0) -> Itera
         raise ValueError(f"output {str(root)!r} was taken by another job just now; allowed: one at a time") from None
     except OSError as error:
         raise ValueError(f"output {str(root)!r} cannot be written to: {error}") from error
-    try:
+    with at_end(lease.release):
         yield lease
-    finally:
-        lease.release()
+
+
+@contextmanager
+def at_end(act: Callable[[], None]) -> Iterator[None]:
+    """Do something however a block ends; an error of the block is never replaced by trouble with storage or the lease.
+
+    Raises:
+        LeaseLostError, OSError: of `act`, where the block raised nothing.
+    """
+    try:
+        yield
+    except BaseException:
+        with suppress(LeaseLostError, OSError):
+            act()
+        raise
+    act()
 
 
 def newest(root: Place) -> tuple[int, dict[str, Any] | None]:

@@ -175,16 +175,22 @@ class Commits:
             raise lease.LeaseLostError(f"{path} is another job's, which took over; nothing more was written") from None
 
 
-def clear(output: Output) -> None:
+def clear(output: Output, *, allowed: Callable[[], None] = lambda: None) -> None:
     """Remove a run, its rows first: no reader sees a row without its picture. Its manifest goes last, so that a killed
     job leaves a run. Files without rows stay: `Commits.fence`.
+
+    Args:
+        output: of the run.
+        allowed: called before anything is removed; raises where it must not be.
     """
+    allowed()
     for name in storage.names(output.metrics):
         if not _is_empty(output.metrics / name):
             storage.remove(output.metrics / name)
     if not storage.names(output.metrics):
         storage.remove(output.metrics)
     for path in (output.images, output.scratch, output.manifest):
+        allowed()
         storage.remove(path)
 
 
@@ -209,8 +215,9 @@ def settle(
         output: of the run, which no other job writes.
         retry_failed: drop rows of failures.
         count: gets the rows that stay, a table at a time.
-        allowed: called before rows are dropped; raises where they must not be.
+        allowed: called before anything is removed and before rows are dropped; raises where they must not be.
     """
+    allowed()
     storage.remove(output.scratch)
     for left in _partial(output):
         storage.remove(left)
