@@ -57,13 +57,22 @@ class Lease:
         return self._folder / f"{self.number:06d}.json"
 
     def check(self) -> None:
-        """Raise LeaseLostError where it is no longer this job's; asked before anything is committed."""
-        numbers = [_number(name) for name in storage.names(self._folder)]
-        if time.monotonic() - self._renewed > self._seconds or max(numbers, default=0) != self.number:
-            raise LeaseLostError(
-                f"{self._folder} is no longer this job's: it could not renew its lease for {self._seconds:g} s, or "
-                "another job took over; nothing more was written"
-            )
+        """Raise LeaseLostError where another job took it; asked before anything is committed.
+
+        One that could not be renewed in time (storage hung, this process was stopped) and that nobody took is renewed
+        and goes on. Its age tells nothing that its number does not: another job may take over right behind any look,
+        and what is committed then is safe without a clock. A file of rows has a number that is created once, and who
+        takes over from a lease that was not released creates the next one (`Commits.fence`) before it reads or removes
+        a row. So a commit comes before that and counts, or is refused.
+        """
+        self._refuse_taken()
+        if time.monotonic() - self._renewed > self._seconds:
+            self._renew()
+            self._refuse_taken()
+
+    def _refuse_taken(self) -> None:
+        if max(map(_number, storage.names(self._folder)), default=0) != self.number:
+            raise LeaseLostError(f"{self._folder} is another job's, which took over; nothing more was written")
 
     def release(self) -> None:
         """Let others take it. The file stays: its number must not come again."""
@@ -74,13 +83,15 @@ class Lease:
 
     def _renew_on(self) -> None:
         while not self._stop.wait(self._seconds / RENEWALS):
-            self._content["beat"] += 1
-            began = time.monotonic()
-            try:
-                storage.publish(self._file, _encoded(self._content))
-            except OSError:  # storage in trouble: the next one may succeed
-                continue
-            self._renewed = began
+            with suppress(OSError):  # storage in trouble: the next one may succeed
+                self._renew()
+
+    def _renew(self) -> None:
+        """Write the lease anew; a hung one of the thread may end beside one of `check`."""
+        self._content["beat"] += 1
+        began = time.monotonic()
+        storage.publish(self._file, _encoded(self._content))
+        self._renewed = max(self._renewed, began)
 
 
 def check_free(root: Place, *, seconds: float = LEASE_SECONDS) -> int:

@@ -158,7 +158,7 @@ class Commits:
         """Take the next number for no rows, where the job before may go on: before its rows are read."""
         while self.lease.after_dead:
             with suppress(FileExistsError):  # it has just committed
-                self.create(self.output.metrics / part_name(self.next()), METRICS.empty_table())
+                self._create(self.output.metrics / part_name(self.next()), METRICS.empty_table())
                 return
 
     def create(self, path: Place, rows: pa.Table) -> None:
@@ -167,12 +167,15 @@ class Commits:
         Raises:
             LeaseLostError: another job writes this folder.
         """
-        self.lease.check()
-        told = rows.replace_schema_metadata({"lease": str(self.lease.number)})  # no two jobs' files are the same
         try:
-            storage.create_table(path, told)
+            self._create(path, rows)
         except FileExistsError:
             raise lease.LeaseLostError(f"{path} is another job's, which took over; nothing more was written") from None
+
+    def _create(self, path: Place, rows: pa.Table) -> None:
+        self.lease.check()
+        told = rows.replace_schema_metadata({"lease": str(self.lease.number)})  # no two jobs' files are the same
+        storage.create_table(path, told)
 
 
 def clear(output: Output, *, allowed: Callable[[], None] = lambda: None) -> None:

@@ -186,6 +186,29 @@ def test_a_job_that_slept_through_the_loss_of_its_lease_commits_nothing(
     assert keys(output) == []
 
 
+def test_who_takes_over_from_a_job_that_just_commits_counts_its_rows(
+    output: Output, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    stack = ExitStack()
+    request.addfinalizer(stack.close)
+    slow = Commits(output, take_over(output, stack))
+    new = Commits(output, take_over(output, stack))
+    monkeypatch.setattr(slow.lease, "check", lambda: None)  # it looked before
+    told = Commits.next
+
+    def next(self: Commits) -> int:
+        number = told(self)
+        if len(storage.names(output.metrics)) == 2:
+            slow.create(output.metrics / part_name(number), row("late.png"))
+        return number
+
+    monkeypatch.setattr(Commits, "next", next)
+    new.fence()
+    assert "late.png" in keys(output)
+    with pytest.raises(LeaseLostError, match="took over"):
+        slow.create(output.metrics / part_name(told(slow) - 1), row("later.png"))
+
+
 def test_a_job_after_one_that_ended_begins_at_once(output: Output) -> None:
     with held(output.root):
         pass
