@@ -10,7 +10,7 @@ from threading import Event, Thread
 import pytest
 
 from raydenoise.data import storage
-from raydenoise.data.lease import FOLDER, Lease, LeaseLostError, held, newest
+from raydenoise.data.lease import FOLDER, Lease, LeaseLostError, held, is_alive, newest
 from raydenoise.data.place import Place, place
 
 
@@ -120,6 +120,31 @@ def test_an_outage_longer_than_a_lease_costs_it_only_where_another_job_came(root
         outage.clear()
         with pytest.raises(LeaseLostError, match="is another job's, which took over; nothing more was written"):
             lease.check()
+
+
+@pytest.mark.parametrize("root", ["disk"], indirect=True)
+def test_storage_that_hangs_for_all_makes_no_lease_dead(root: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with held(root, seconds=3):
+        elsewhere(root)
+        names, publish, until = storage.names, storage.publish, time.monotonic() + 4
+
+        def hang() -> None:
+            time.sleep(max(0, until - time.monotonic()))
+
+        def slow_names(folder: Place) -> list[str]:
+            found = names(folder)
+            hang()
+            return found
+
+        def slow_publish(path: Place, data: bytes) -> None:
+            hang()
+            time.sleep(0.2)  # and comes a little later than the watcher's look
+            publish(path, data)
+
+        number, content = newest(root)
+        monkeypatch.setattr(storage, "names", slow_names)
+        monkeypatch.setattr(storage, "publish", slow_publish)
+        assert is_alive(root, number, content, seconds=3)
 
 
 @pytest.mark.parametrize("root", ["disk"], indirect=True)
