@@ -36,13 +36,14 @@ class Lease:
 
     Attributes:
         number: of the lease; none before had it.
+        holder: a name of this holder alone.
         after_dead: the one before was never released: its holder may only be stopped, and go on.
     """
 
     def __init__(self, root: Place, number: int, *, seconds: float, after_dead: bool = False) -> None:
-        self.number, self.after_dead = number, after_dead
+        self.number, self.after_dead, self.holder = number, after_dead, uuid.uuid4().hex
         self._folder, self._seconds = root / FOLDER, seconds
-        self._content: dict[str, Any] = {"holder": uuid.uuid4().hex, **_process(), "beat": 0, "held": True}
+        self._content: dict[str, Any] = {"holder": self.holder, **_process(), "beat": 0, "held": True}
         storage.create(self._file, _encoded(self._content))
         self._renewed = time.monotonic()
         self._stop = threading.Event()

@@ -95,6 +95,7 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
         )
         left = pictures.without(ledger)
         plan = make_plan(config, images=max(1, len(left)))
+        manifest["lease"] = lease.holder  # who looks at OUT tells it by that from the manifest of a job before
         manifest["tile"] = card.grid(config.tile).tile
         manifest["ray"] = {"address": address or "local", "plan": asdict(plan)}
         before = totals.images
