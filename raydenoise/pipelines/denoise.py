@@ -78,9 +78,9 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
         wait()
         lease = stack.enter_context(held(output.root, free=free))
         lease.check()
-        check_shared(_read_files(config, pictures), output=output.root)
         commits = Commits(output, lease)
-        commits.fence()
+        commits.fence()  # before what may refuse this job, whose lease is then released: the next one would not fence
+        check_shared(_read_files(config, pictures), output=output.root)
         if config.overwrite:
             check_ours(output)
             clear(output, allowed=lease.check)

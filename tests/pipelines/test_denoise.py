@@ -17,8 +17,9 @@ from raydenoise.config import DenoiseConfig
 from raydenoise.core.image import decode
 from raydenoise.core.metrics import quality
 from raydenoise.data import storage
-from raydenoise.data.lease import FOLDER, LeaseLostError
-from raydenoise.data.manifest import DENOISING_KIND, Output
+from raydenoise.data.lease import FOLDER, Lease, LeaseLostError
+from raydenoise.data.ledger import Commits
+from raydenoise.data.manifest import DENOISING_KIND, Output, part_name
 from raydenoise.data.schema import METRICS
 from raydenoise.model.denoiser import Denoiser
 from raydenoise.pipelines import denoise
@@ -190,6 +191,14 @@ def test_more_gpus_than_the_cluster_has_is_said_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a job ask Ray for nothing before its pipeline."""
+    plan = Plan(actors=1, initial=1, gpus=0.0, cpus=1, rows=1)
+    fakes = {"session": nullcontext(), "tried": nullcontext(lambda: None), "check_shared": None, "make_plan": plan}
+    for name, value in fakes.items():
+        monkeypatch.setattr(denoise, name, lambda *_, value=value, **__: value)
+
+
 @pytest.mark.parametrize("end", [LeaseLostError("another job took over"), KeyboardInterrupt(), None])
 def test_a_job_that_another_one_took_over_leaves_the_run_of_that_alone(
     tmp_path: Path, photographs: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException | None
@@ -205,10 +214,7 @@ def test_a_job_that_another_one_took_over_leaves_the_run_of_that_alone(
         if end:
             raise end
 
-    plan = Plan(actors=1, initial=1, gpus=0.0, cpus=1, rows=1)
-    fakes = {"session": nullcontext(), "tried": nullcontext(lambda: None), "check_shared": None, "make_plan": plan}
-    for name, value in fakes.items():
-        monkeypatch.setattr(f"raydenoise.pipelines.denoise.{name}", lambda *_, value=value, **__: value)
+    without_ray(monkeypatch)
     monkeypatch.setattr(Job, "run", slept)
     config = DenoiseConfig(input=str(photographs), output=str(out.root), model=str(tiny_bundle), sigma=25.0, quiet=True)
 
@@ -218,3 +224,28 @@ def test_a_job_that_another_one_took_over_leaves_the_run_of_that_alone(
     assert json.loads(out.manifest.read_bytes()) == others
     assert storage.names(out.metrics) == []
     assert (out.scratch / ".its.partial").read_bytes() == b"half a picture"
+
+
+def test_a_job_that_is_refused_does_not_let_one_go_on_that_stopped(
+    tmp_path: Path, photographs: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Output(tmp_path / "out")
+    config = DenoiseConfig(input=str(photographs), output=str(out.root), model=str(tiny_bundle), quiet=True)
+    dead = Lease(out.root, 1, seconds=30)
+    dead._stop.set()  # as a machine that sleeps
+    content = json.loads((out.root / FOLDER / "000001.json").read_bytes())
+    storage.publish_json(out.root / FOLDER / "000001.json", content | {"pid": 2**22 + 1})  # no process has this number
+    stopped = Commits(out, dead)
+    its_next = out.metrics / part_name(stopped.next())
+    without_ray(monkeypatch)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("no shared folder")
+
+    monkeypatch.setattr(denoise, "check_shared", refuse)
+    with pytest.raises(ValueError, match="no shared folder"):
+        denoise.run(config)
+
+    monkeypatch.setattr(dead, "check", lambda: None)  # it was stopped just behind it
+    with pytest.raises(LeaseLostError, match="took over"):
+        stopped.create(its_next, METRICS.empty_table())
