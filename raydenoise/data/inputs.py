@@ -5,7 +5,7 @@ import glob
 import os
 import re
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
@@ -17,6 +17,7 @@ from raydenoise.core.image import (
 )
 from raydenoise.data.place import Place, Remote, place
 
+UNNAMED = ".picture"  # extension of an output whose input has none, where it needs one
 _Identity = tuple[int, int]  # of a folder: its device and number there
 
 
@@ -219,33 +220,39 @@ def output_keys(keys: list[str], written_format: Format | None) -> list[str]:
     """Name the outputs: the input's own key, or with the written format's extension.
 
     Where two inputs of a folder would get one name (a.jpg and a.bmp written as a.png), those that had another name
-    keep it whole: a.jpg.png, a.bmp.png. So does one whose name is that of a folder. Names that differ in case or in
-    their Unicode form are two names, as they are on Linux.
+    keep it whole: a.jpg.png, a.bmp.png. So does one whose name is that of a folder, as an object's own may be; it gets
+    its own extension once more where formats are kept (a.jpg.jpg), or `UNNAMED`. Names that differ in case or in their
+    Unicode form are two names, as they are on Linux.
 
     Args:
         keys: sorted and unique.
         written_format: None keeps names and formats.
     """
-    if written_format is None:
+    if written_format is None and _above({key.rpartition("/")[0] for key in keys}).isdisjoint(keys):
         return keys
     folders: dict[str, list[str]] = defaultdict(list)
     for key in keys:
         folders[str(PurePosixPath(key).parent)].append(key)
-    above = {str(parent) for folder in folders for parent in (PurePosixPath(folder), *PurePosixPath(folder).parents)}
+    above = _above(folders)
     names: dict[str, str] = {}
     for group in folders.values():
         names.update(_folder_names(group, written_format, above))
     return [names[key] for key in keys]
 
 
-def _folder_names(keys: list[str], written_format: Format, folders: set[str]) -> dict[str, str]:
-    extension = DEFAULT_EXTENSION[written_format]
+def _above(folders: Iterable[str]) -> set[str]:
+    """Folders, and those above them."""
+    return {str(parent) for folder in folders for parent in (PurePosixPath(folder), *PurePosixPath(folder).parents)}
+
+
+def _folder_names(keys: list[str], written_format: Format | None, folders: set[str]) -> dict[str, str]:
     wanted = {key: renamed(key, written_format) for key in keys}
     claims = Counter(wanted.values())
-    names = {key: name for key, name in wanted.items() if name == key or (claims[name] == 1 and name not in folders)}
+    names = {key: name for key, name in wanted.items() if name not in folders and (name == key or claims[name] == 1)}
     taken = folders.union(names.values())
     for key in keys:
         if key not in names:
+            extension = added(key, written_format)
             name = key + extension
             while name in taken:
                 name += extension
@@ -254,9 +261,14 @@ def _folder_names(keys: list[str], written_format: Format, folders: set[str]) ->
     return names
 
 
-def renamed(key: str, written_format: Format) -> str:
-    """Give a key the extension of the written format, unless it has one of its extensions."""
-    if _format(key) == written_format:
+def added(key: str, written_format: Format | None) -> str:
+    """The extension that a key gets behind its own where its name is taken."""
+    return DEFAULT_EXTENSION[written_format] if written_format else PurePosixPath(key).suffix or UNNAMED
+
+
+def renamed(key: str, written_format: Format | None) -> str:
+    """Give a key the extension of the written format, unless it has one of its extensions or formats are kept."""
+    if written_format is None or _format(key) == written_format:
         return key
     return str(PurePosixPath(key).with_suffix(DEFAULT_EXTENSION[written_format]))
 

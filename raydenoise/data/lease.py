@@ -12,8 +12,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,14 @@ class Lease:
 
     Attributes:
         number: of the lease; none before had it.
+        holder: a name of this holder alone.
         after_dead: the one before was never released: its holder may only be stopped, and go on.
     """
 
     def __init__(self, root: Place, number: int, *, seconds: float, after_dead: bool = False) -> None:
-        self.number, self.after_dead = number, after_dead
+        self.number, self.after_dead, self.holder = number, after_dead, uuid.uuid4().hex
         self._folder, self._seconds = root / FOLDER, seconds
-        self._content: dict[str, Any] = {"holder": uuid.uuid4().hex, **_process(), "beat": 0, "held": True}
+        self._content: dict[str, Any] = {"holder": self.holder, **_process(), "beat": 0, "held": True}
         storage.create(self._file, _encoded(self._content))
         self._renewed = time.monotonic()
         self._stop = threading.Event()
@@ -57,13 +58,22 @@ class Lease:
         return self._folder / f"{self.number:06d}.json"
 
     def check(self) -> None:
-        """Raise LeaseLostError where it is no longer this job's; asked before anything is committed."""
-        numbers = [_number(name) for name in storage.names(self._folder)]
-        if time.monotonic() - self._renewed > self._seconds or max(numbers, default=0) != self.number:
-            raise LeaseLostError(
-                f"{self._folder} is no longer this job's: it could not renew its lease for {self._seconds:g} s, or "
-                "another job took over; nothing more was written"
-            )
+        """Raise LeaseLostError where another job took it; asked before anything is committed.
+
+        One that could not be renewed in time (storage hung, this process was stopped) and that nobody took is renewed
+        and goes on. Its age tells nothing that its number does not: another job may take over right behind any look,
+        and what is committed then is safe without a clock. A file of rows has a number that is created once, and who
+        takes over from a lease that was not released creates the next one (`Commits.fence`) before it reads or removes
+        a row. So a commit comes before that and counts, or is refused.
+        """
+        self._refuse_taken()
+        if time.monotonic() - self._renewed > self._seconds:
+            self._renew()
+            self._refuse_taken()
+
+    def _refuse_taken(self) -> None:
+        if max(map(_number, storage.names(self._folder)), default=0) != self.number:
+            raise LeaseLostError(f"{self._folder} is another job's, which took over; nothing more was written")
 
     def release(self) -> None:
         """Let others take it. The file stays: its number must not come again."""
@@ -74,13 +84,15 @@ class Lease:
 
     def _renew_on(self) -> None:
         while not self._stop.wait(self._seconds / RENEWALS):
-            self._content["beat"] += 1
-            began = time.monotonic()
-            try:
-                storage.publish(self._file, _encoded(self._content))
-            except OSError:  # storage in trouble: the next one may succeed
-                continue
-            self._renewed = began
+            with suppress(OSError):  # storage in trouble: the next one may succeed
+                self._renew()
+
+    def _renew(self) -> None:
+        """Write the lease anew; a hung one of the thread may end beside one of `check`."""
+        self._content["beat"] += 1
+        began = time.monotonic()
+        storage.publish(self._file, _encoded(self._content))
+        self._renewed = max(self._renewed, began)
 
 
 def check_free(root: Place, *, seconds: float = LEASE_SECONDS) -> int:
@@ -120,10 +132,24 @@ def held(root: Place, *, seconds: float = LEASE_SECONDS, free: int = 0) -> Itera
         raise ValueError(f"output {str(root)!r} was taken by another job just now; allowed: one at a time") from None
     except OSError as error:
         raise ValueError(f"output {str(root)!r} cannot be written to: {error}") from error
-    try:
+    with at_end(lease.release):
         yield lease
-    finally:
-        lease.release()
+
+
+@contextmanager
+def at_end(act: Callable[[], None]) -> Iterator[None]:
+    """Do something however a block ends; an error of the block is never replaced by trouble with storage or the lease.
+
+    Raises:
+        LeaseLostError, OSError: of `act`, where the block raised nothing.
+    """
+    try:
+        yield
+    except BaseException:
+        with suppress(LeaseLostError, OSError):
+            act()
+        raise
+    act()
 
 
 def newest(root: Place) -> tuple[int, dict[str, Any] | None]:
@@ -145,10 +171,13 @@ def is_alive(root: Place, number: int, content: dict[str, Any], *, seconds: floa
         return False
     if content["machine"] is not None and content["machine"] == _machine():
         return bool(_began(content["pid"]) == content["began"])
-    since = time.monotonic()
-    while time.monotonic() - since < seconds:
+    watched = 0.0
+    while watched < seconds:
+        before = time.monotonic()
         time.sleep(WATCH_SECONDS)
         found, now = newest(root)
+        # Where storage hangs, it does so for the holder too.
+        watched += min(time.monotonic() - before, 2 * WATCH_SECONDS)
         if now is None or not now["held"]:
             return False
         if (found, now["beat"]) != (number, content["beat"]):

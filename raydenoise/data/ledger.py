@@ -158,7 +158,7 @@ class Commits:
         """Take the next number for no rows, where the job before may go on: before its rows are read."""
         while self.lease.after_dead:
             with suppress(FileExistsError):  # it has just committed
-                self.create(self.output.metrics / part_name(self.next()), METRICS.empty_table())
+                self._create(self.output.metrics / part_name(self.next()), METRICS.empty_table())
                 return
 
     def create(self, path: Place, rows: pa.Table) -> None:
@@ -167,24 +167,33 @@ class Commits:
         Raises:
             LeaseLostError: another job writes this folder.
         """
-        self.lease.check()
-        told = rows.replace_schema_metadata({"lease": str(self.lease.number)})  # no two jobs' files are the same
         try:
-            storage.create_table(path, told)
+            self._create(path, rows)
         except FileExistsError:
             raise lease.LeaseLostError(f"{path} is another job's, which took over; nothing more was written") from None
 
+    def _create(self, path: Place, rows: pa.Table) -> None:
+        self.lease.check()
+        told = rows.replace_schema_metadata({"lease": str(self.lease.number)})  # no two jobs' files are the same
+        storage.create_table(path, told)
 
-def clear(output: Output) -> None:
+
+def clear(output: Output, *, allowed: Callable[[], None] = lambda: None) -> None:
     """Remove a run, its rows first: no reader sees a row without its picture. Its manifest goes last, so that a killed
     job leaves a run. Files without rows stay: `Commits.fence`.
+
+    Args:
+        output: of the run.
+        allowed: called before anything is removed; raises where it must not be.
     """
+    allowed()
     for name in storage.names(output.metrics):
         if not _is_empty(output.metrics / name):
             storage.remove(output.metrics / name)
     if not storage.names(output.metrics):
         storage.remove(output.metrics)
     for path in (output.images, output.scratch, output.manifest):
+        allowed()
         storage.remove(path)
 
 
@@ -209,8 +218,9 @@ def settle(
         output: of the run, which no other job writes.
         retry_failed: drop rows of failures.
         count: gets the rows that stay, a table at a time.
-        allowed: called before rows are dropped; raises where they must not be.
+        allowed: called before anything is removed and before rows are dropped; raises where they must not be.
     """
+    allowed()
     storage.remove(output.scratch)
     for left in _partial(output):
         storage.remove(left)

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from raydenoise import __version__
 from raydenoise.data import storage
+from raydenoise.data.lease import at_end
 from raydenoise.data.place import Place, Remote
 from raydenoise.data.storage import publish_json, publish_table
 
@@ -54,23 +55,33 @@ class Output:
 
 
 @contextmanager
-def recorded(root: Place, manifest: dict[str, Any]) -> Iterator[None]:
+def recorded(root: Place, manifest: dict[str, Any], *, allowed: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Keep a run's manifest: that it runs, then how it ended, and when; what the run adds to it meanwhile as well.
 
     Its status is `running`, `finished`, `interrupted` (Ctrl-C, `ray job stop`) or `broken`.
+
+    Args:
+        root: the folder.
+        manifest: of the run.
+        allowed: called before it is written; raises where it must not be, since it is another job's by now.
     """
-    manifest |= {"status": "running", "started_at": utc_now().isoformat()}
-    publish_json(root / MANIFEST, manifest)
-    manifest["status"] = "broken"  # unless it ends otherwise
-    try:
-        yield
-        manifest["status"] = "finished"
-    except (KeyboardInterrupt, SystemExit):
-        manifest["status"] = "interrupted"
-        raise
-    finally:
-        manifest["finished_at"] = utc_now().isoformat()
+
+    def write() -> None:
+        allowed()
         publish_json(root / MANIFEST, manifest)
+
+    manifest |= {"status": "running", "started_at": utc_now().isoformat()}
+    write()
+    manifest["status"] = "broken"  # unless it ends otherwise
+    with at_end(write):
+        try:
+            yield
+            manifest["status"] = "finished"
+        except (KeyboardInterrupt, SystemExit):
+            manifest["status"] = "interrupted"
+            raise
+        finally:
+            manifest["finished_at"] = utc_now().isoformat()
 
 
 def read_manifest(root: Place, *, allowed: str) -> tuple[str, dict[str, Any]]:

@@ -30,6 +30,10 @@ Done = TypeVar("Done")
 # Of NFS: a server that starts anew, a file that another machine replaced, a soft mount whose server is silent.
 TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 PAUSES = (0.5, 2.0)  # seconds; a disk that is broken costs no more of them a picture
+# What removing a folder meets where others write or remove in it: workers outlive a driver by seconds.
+RACES = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
+TRIES = 8  # with pauses of 10 ms that double: 1.3 s in all
+PAUSE_SECONDS = 0.01
 
 
 def read(uri: str) -> bytes:
@@ -147,16 +151,35 @@ def walk(folder: Place) -> Iterator[str]:
 
 
 def remove(path: Place) -> None:
-    """Remove a file or a folder with all in it; one that is not there is removed already."""
+    """Remove a file or a folder with all in it; one that is not there is removed already.
+
+    A folder goes though others still write in it; what they write later stays.
+    """
     if isinstance(path, Remote):
         if path.is_dir():
             with suppress(FileNotFoundError):  # Google: all below is gone, and no object stands for the folder itself
                 path.filesystem.delete_dir(path.path)
         path.unlink(missing_ok=True)
     elif path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        _remove_folder(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _remove_folder(path: Path) -> None:
+    """Move it aside first: who knows it by its name then writes nothing more into it."""
+    aside = path.parent / f".{uuid.uuid4().hex}.partial"
+    with suppress(FileNotFoundError):  # another one removes it too
+        path.rename(aside)
+        for tried in range(1, TRIES + 1):
+            try:
+                shutil.rmtree(aside)
+            except OSError as error:
+                if error.errno not in RACES or tried == TRIES:
+                    raise
+                time.sleep(PAUSE_SECONDS * 2 ** (tried - 1))
+            else:
+                return
 
 
 def open_parquet(path: Place) -> pq.ParquetFile:

@@ -14,7 +14,7 @@ import ray.data
 
 from raydenoise.config import DenoiseConfig
 from raydenoise.data import inputs, storage
-from raydenoise.data.lease import check_free, held
+from raydenoise.data.lease import Lease, at_end, check_free, held
 from raydenoise.data.ledger import Commits, Ledger, check_ours, check_same, clear, settle
 from raydenoise.data.manifest import DENOISING_KIND, Output, RowWriter, check_writable, recorded, versions
 from raydenoise.data.place import place
@@ -78,12 +78,12 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
         wait()
         lease = stack.enter_context(held(output.root, free=free))
         lease.check()
-        check_shared(_read_files(config, pictures), output=output.root)
         commits = Commits(output, lease)
-        commits.fence()
+        commits.fence()  # before what may refuse this job, whose lease is then released: the next one would not fence
+        check_shared(_read_files(config, pictures), output=output.root)
         if config.overwrite:
             check_ours(output)
-            clear(output)
+            clear(output, allowed=lease.check)
         else:
             check_same(output, manifest)  # again: another job may have come and gone
         totals = Totals()
@@ -95,17 +95,17 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
         )
         left = pictures.without(ledger)
         plan = make_plan(config, images=max(1, len(left)))
+        manifest["lease"] = lease.holder  # who looks at OUT tells it by that from the manifest of a job before
         manifest["tile"] = card.grid(config.tile).tile
         manifest["ray"] = {"address": address or "local", "plan": asdict(plan)}
         before = totals.images
-        with recorded(output.root, manifest):
+        with recorded(output.root, manifest, allowed=lease.check), at_end(partial(_tidy, output, lease)):
             try:
                 if len(left):
                     Job(config, output, files, card, plan, ledger, commits).run(left, totals)
             except ValueError as error:  # Ray's task errors take the type of their cause: no argument is to blame here
                 raise RuntimeError(str(error)) from error
             finally:
-                storage.remove(output.scratch)
                 summary = totals.summary(seconds=time.monotonic() - started, output=str(output.root), before=before)
                 manifest |= {"precision": sorted(totals.precisions), "summary": summary}
     return summary
@@ -150,17 +150,17 @@ class Job:
         waiting = partial(waiting_for_nodes, cpus=plan.cpus, gpus=plan.gpus)
         begin, before = "starting Ray and the model", totals.images
         total = before + len(pictures)
-        with Display(total, doing="denoising", begin=begin, quiet=config.quiet, waiting=waiting) as display:
-            try:
-                blocks = results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-                for rows in chain.from_iterable(map(unpack, blocks)):
-                    rows = without_pictures(self.ledger.fresh(rows))
-                    writer.add(rows, now=time.monotonic())
-                    gauges.add(rows)
-                    totals.add(rows, referenced=config.reference is not None)
-                    display.update(done=totals.images, failed=totals.failed)
-            finally:
-                writer.flush(now=time.monotonic())
+        with (
+            Display(total, doing="denoising", begin=begin, quiet=config.quiet, waiting=waiting) as display,
+            at_end(lambda: writer.flush(now=time.monotonic())),
+        ):
+            blocks = results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+            for rows in chain.from_iterable(map(unpack, blocks)):
+                rows = without_pictures(self.ledger.fresh(rows), allowed=self.commits.lease.check)
+                writer.add(rows, now=time.monotonic())
+                gauges.add(rows)
+                totals.add(rows, referenced=config.reference is not None)
+                display.update(done=totals.images, failed=totals.failed)
         if totals.images != total:
             raise RuntimeError(
                 f"{totals.images} of {total} pictures have a row; the others were lost on the way: run it again"
@@ -173,6 +173,12 @@ class Job:
         probe = self.output.scratch / uuid.uuid4().hex
         storage.publish(probe, b"")
         return [str(probe)]
+
+
+def _tidy(output: Output, lease: Lease) -> None:
+    """Remove what is left of unfinished pictures, unless they are another job's by now."""
+    lease.check()
+    storage.remove(output.scratch)
 
 
 def _read_files(config: DenoiseConfig, pictures: Pictures) -> list[str]:

@@ -376,14 +376,19 @@ def publish_batch(batch: pa.Table, *, stages: Stages) -> Iterator[pa.Table]:
         yield _parcel_of_rows(map(stages.finished, done))
 
 
-def without_pictures(rows: pa.Table) -> pa.Table:
+def without_pictures(rows: pa.Table, *, allowed: Callable[[], None] = lambda: None) -> pa.Table:
     """Remove the pictures of error rows, which a process published before it was stopped; the rows then name none.
 
     For the driver alone: only it knows that a picture has this row, and not another one that came before Ray did its
     task again.
+
+    Args:
+        rows: of `schema.METRICS`.
+        allowed: called before anything is removed; raises where the folder is another job's by now.
     """
     void = pc.and_(pc.equal(rows["status"], "error"), pc.is_valid(rows["output_uri"]))
     for uri in rows["output_uri"].filter(void).to_pylist():
+        allowed()
         with suppress(OSError):  # it stays: a file without a row, as a killed job leaves it
             place(uri).unlink(missing_ok=True)
     index = rows.column_names.index("output_uri")

@@ -21,6 +21,9 @@ RECENT = "INTERVAL 10 MINUTE"  # of committed rows, for the rate: what a long jo
 def run(config: StatusConfig) -> dict[str, Any]:
     """Tell how far a job is. Rows count once they are committed, every 30 s.
 
+    A job that is starting has not said yet how many pictures it is asked for: `pictures`, `left` and `started_at` are
+    None then.
+
     Raises:
         ValueError: it is no folder of a denoising job, or cannot be read.
     """
@@ -38,14 +41,15 @@ def run(config: StatusConfig) -> dict[str, Any]:
         "SELECT error_type AS type, count(*) AS images, min(error_message) AS example FROM rows WHERE status <> 'ok' "
         f"GROUP BY error_type ORDER BY images DESC, type LIMIT {SHOWN}"
     )
-    total = manifest["pictures"]
+    total = manifest.get("pictures")
     rate = (recent["images"] - 1) / recent["seconds"] if recent["images"] > 1 and recent["seconds"] else None
-    left = max(0, total - counts["done"])  # OUT may hold more than the last command asked for, as by --limit
-    seconds = left / rate if rate and state == "running" and counts["done"] <= total else None
+    # OUT may hold more than the last command asked for, as by --limit
+    left = max(0, total - counts["done"]) if total is not None else None
+    seconds = left / rate if left is not None and rate and state == "running" and counts["done"] <= total else None
     return {
         "output": str(root),
         "state": state,
-        "started_at": manifest["started_at"],
+        "started_at": manifest.get("started_at"),
         "pictures": total,
         "done": counts["done"],
         "failed": counts["failed"],
@@ -67,14 +71,20 @@ def _manifest(root: Place) -> dict[str, Any]:
 def _look(root: Place) -> tuple[dict[str, Any], str]:
     """The manifest, and the state: what it says; where it says running, whether a job still renews the lease.
 
-    A job that ends writes its manifest before it gives the lease up: where nobody holds it, the manifest counts again.
+    A job that begins takes the lease some time before it writes its manifest: one of another holder, or none, is then
+    not its own, and it is starting. A job that ends writes its manifest before it gives the lease up: where nobody
+    holds it, the manifest counts again.
     """
+    manifest: dict[str, Any] = {"lease": None}
+    number, lease = newest(root)
+    if lease is not None and lease["held"]:
+        if (root / MANIFEST).exists():
+            manifest = _manifest(root)
+        is_its = manifest.get("lease", lease["holder"]) == lease["holder"]
+        has_ended = is_its and manifest["status"] != "running"
+        if not has_ended and is_alive(root, number, lease):
+            return (manifest, "running") if is_its else ({}, "starting")
     manifest = _manifest(root)
-    if manifest["status"] == "running":
-        number, content = newest(root)
-        if content is not None and is_alive(root, number, content):
-            return manifest, "running"
-        manifest = _manifest(root)
     return manifest, "killed" if manifest["status"] == "running" else manifest["status"]
 
 
@@ -83,10 +93,13 @@ def show(summary: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     table = Table(show_header=False, box=None, pad_edge=False)
     state = summary["state"]
-    again = "" if state in ("running", "finished") else "; the same command goes on with it"
-    table.add_row("state", f"{state}, started {summary['started_at']}{again}")
+    again = "" if state in ("starting", "running", "finished") else "; the same command goes on with it"
+    began = f", started {summary['started_at']}" if summary["started_at"] else ""
+    table.add_row("state", f"{state}{began}{again}")
     done, pictures, failed = summary["done"], summary["pictures"], f"{summary['failed']} failed"
-    if done > pictures:
+    if pictures is None:
+        table.add_row("done", f"{done} pictures, {failed}")
+    elif done > pictures:
         table.add_row("done", f"{done} pictures, {failed}; the last command asked for {pictures}")
     else:
         share = f" ({done / pictures:.1%})" if pictures else ""

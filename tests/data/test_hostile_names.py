@@ -137,6 +137,31 @@ def test_no_output_has_the_name_of_a_folder() -> None:
     ]
 
 
+def test_no_kept_name_is_that_of_a_folder() -> None:
+    """As objects in a bucket may have it."""
+    keys = sorted(["a.jpg", "a.jpg/b", "a.jpg.jpg", "x", "x/y/z", "x/y", "x/z.png"])
+    names = dict(zip(keys, output_keys(keys, None), strict=True))
+    assert {key: name for key, name in names.items() if name != key} == {
+        "a.jpg": "a.jpg.jpg.jpg",
+        "x": "x.picture",
+        "x/y": "x/y.picture",
+    }
+    assert output_keys(["a.png", "a.png/b.jpg"], "png") == ["a.png.png", "a.png/b.png"]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "b.png", "a.picture"]), min_size=1, max_size=3), max_size=8),
+    st.sampled_from([None, "png", "jpeg"]),
+)
+def test_every_output_has_a_place_on_a_disk(parts: list[list[str]], written: str | None) -> None:
+    keys = sorted({"/".join(some) for some in parts})
+    names = output_keys(keys, written)  # type: ignore[arg-type]
+    above = {str(folder) for name in names for folder in PurePosixPath(name).parents}
+    assert len(set(names)) == len(keys)
+    assert above.isdisjoint(names)
+
+
 def test_case_and_unicode_form_make_two_outputs() -> None:
     keys = sorted(["A.jpg", "a.jpg", f"{COMPOSED}.jpg", f"{DECOMPOSED}.jpg"])
     assert output_keys(keys, "png") == [str(PurePosixPath(key).with_suffix(".png")) for key in keys]

@@ -5,12 +5,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 
 from raydenoise.data import storage
-from raydenoise.data.lease import FOLDER, Lease, LeaseLostError, held, newest
+from raydenoise.data.lease import FOLDER, Lease, LeaseLostError, held, is_alive, newest
 from raydenoise.data.place import Place, place
 
 
@@ -84,6 +84,85 @@ def test_a_lease_that_stands_still_is_taken_over_and_its_holder_commits_nothing(
 def test_a_holder_that_is_only_slow_keeps_its_lease(root: Place) -> None:
     with held(root, seconds=3) as lease:
         time.sleep(4)
+        lease.check()
+
+
+@pytest.fixture(params=["hangs", "fails"])
+def outage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Event:
+    """Set while storage hangs, or fails."""
+    out, publish = Event(), storage.publish
+
+    def troubled(path: Place, data: bytes) -> None:
+        while out.is_set():
+            if request.param == "fails":
+                raise OSError("storage is away")
+            time.sleep(0.01)
+        publish(path, data)
+
+    monkeypatch.setattr(storage, "publish", troubled)
+    return out
+
+
+@pytest.mark.parametrize("root", ["disk", "bucket"], indirect=True)
+def test_an_outage_longer_than_a_lease_costs_it_only_where_another_job_came(root: Place, outage: Event) -> None:
+    with held(root, seconds=1) as lease:
+        outage.set()
+        time.sleep(1.5)
+        outage.clear()
+        lease.check()
+        beat = newest(root)[1]["beat"]
+        while newest(root)[1]["beat"] == beat:  # others see it move again
+            time.sleep(0.05)
+
+        outage.set()
+        time.sleep(1.5)
+        storage.create(root / FOLDER / f"{lease.number + 1:06d}.json", b"{}")
+        outage.clear()
+        with pytest.raises(LeaseLostError, match="is another job's, which took over; nothing more was written"):
+            lease.check()
+
+
+@pytest.mark.parametrize("root", ["disk"], indirect=True)
+def test_storage_that_hangs_for_all_makes_no_lease_dead(root: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with held(root, seconds=3):
+        elsewhere(root)
+        names, publish, until = storage.names, storage.publish, time.monotonic() + 4
+
+        def hang() -> None:
+            time.sleep(max(0, until - time.monotonic()))
+
+        def slow_names(folder: Place) -> list[str]:
+            found = names(folder)
+            hang()
+            return found
+
+        def slow_publish(path: Place, data: bytes) -> None:
+            hang()
+            time.sleep(0.2)  # and comes a little later than the watcher's look
+            publish(path, data)
+
+        number, content = newest(root)
+        monkeypatch.setattr(storage, "names", slow_names)
+        monkeypatch.setattr(storage, "publish", slow_publish)
+        assert is_alive(root, number, content, seconds=3)
+
+
+@pytest.mark.parametrize("root", ["disk"], indirect=True)
+def test_a_job_that_took_over_while_a_late_lease_was_renewed_is_seen(
+    root: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = Lease(root, 1, seconds=0.1)
+    lease._stop.set()  # as a process that was stopped
+    lease._thread.join()
+    time.sleep(0.2)
+    renew = storage.publish
+
+    def slow(path: Place, data: bytes) -> None:
+        renew(path, data)
+        storage.create(root / FOLDER / "000002.json", b"{}")
+
+    monkeypatch.setattr(storage, "publish", slow)
+    with pytest.raises(LeaseLostError, match="took over"):
         lease.check()
 
 

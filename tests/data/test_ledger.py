@@ -134,6 +134,7 @@ def test_a_finished_picture_keeps_its_name(output: Output) -> None:
 
 def test_what_a_killed_job_left_beside_its_files_goes(output: Output) -> None:
     left = [output.root / ".1.partial", output.metrics / ".2.partial", output.root / "lease" / ".3.partial"]
+    left.append(output.root / ".4.partial" / "a.png")  # of a folder that was being removed
     if not isinstance(output.root, Path):
         pytest.skip("a bucket has no temporary names")
     for path in left:
@@ -183,6 +184,29 @@ def test_a_job_that_slept_through_the_loss_of_its_lease_commits_nothing(
         stopped.create(its_next, row("second.png"))
     assert check_ours(output) is None
     assert keys(output) == []
+
+
+def test_who_takes_over_from_a_job_that_just_commits_counts_its_rows(
+    output: Output, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    stack = ExitStack()
+    request.addfinalizer(stack.close)
+    slow = Commits(output, take_over(output, stack))
+    new = Commits(output, take_over(output, stack))
+    monkeypatch.setattr(slow.lease, "check", lambda: None)  # it looked before
+    told = Commits.next
+
+    def next(self: Commits) -> int:
+        number = told(self)
+        if len(storage.names(output.metrics)) == 2:
+            slow.create(output.metrics / part_name(number), row("late.png"))
+        return number
+
+    monkeypatch.setattr(Commits, "next", next)
+    new.fence()
+    assert "late.png" in keys(output)
+    with pytest.raises(LeaseLostError, match="took over"):
+        slow.create(output.metrics / part_name(told(slow) - 1), row("later.png"))
 
 
 def test_a_job_after_one_that_ended_begins_at_once(output: Output) -> None:

@@ -1,7 +1,7 @@
 """Laws of an output folder: one run each, every row once, a manifest that is always whole."""
 
 import json
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raydenoise.data.lease import LeaseLostError
 from raydenoise.data.manifest import (
     PART_ROWS,
     PART_SECONDS,
@@ -22,6 +23,7 @@ from raydenoise.data.manifest import (
     versions,
 )
 from raydenoise.data.schema import METRICS, metrics_table
+from raydenoise.data.storage import publish_json
 
 
 def rows(first: int, count: int) -> pa.Table:
@@ -95,6 +97,30 @@ def test_a_manifest_tells_how_a_run_ended(tmp_path: Path) -> None:
         assert ended["more"] == {"tile": None}
     assert [path.name for path in output.root.iterdir()] == ["manifest.json"]
     assert "grüße" in output.manifest.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("raised", [None, KeyboardInterrupt])
+def test_a_manifest_is_another_jobs_once_the_lease_is_lost(tmp_path: Path, raised: type[BaseException] | None) -> None:
+    taken = False
+
+    def allowed() -> None:
+        if taken:
+            raise LeaseLostError("another job took over")
+
+    def end() -> None:
+        if raised:
+            raise raised
+
+    run = ExitStack()
+    run.enter_context(recorded(tmp_path, {"sigma": 25}, allowed=allowed))
+    taken = True
+    publish_json(tmp_path / "manifest.json", {"sigma": 50})
+    with pytest.raises(raised or LeaseLostError), run:
+        end()
+    assert json.loads((tmp_path / "manifest.json").read_text()) == {"sigma": 50}
+    with pytest.raises(LeaseLostError), recorded(tmp_path, {"sigma": 25}, allowed=allowed):
+        pytest.fail("it began")
+    assert json.loads((tmp_path / "manifest.json").read_text()) == {"sigma": 50}
 
 
 def test_rows_wait_until_they_are_many(tmp_path: Path) -> None:

@@ -3,7 +3,12 @@
 import errno
 import os
 import resource
+import shutil
+import subprocess
+import sys
 import threading
+import time
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import get_args
 
@@ -15,7 +20,7 @@ from hypothesis import strategies as st
 from raydenoise.core.image import DEFAULT_EXTENSION, EXTENSIONS, Format
 from raydenoise.data import storage
 from raydenoise.data.inputs import Source, list_all, list_sources, output_keys, pair_references
-from raydenoise.data.storage import publish, read, read_picture
+from raydenoise.data.storage import publish, read, read_picture, remove
 from tests.conftest import noisy_pixels
 
 ODD_NAMES = ("with space.png", "grüße-日本.png", "new\nline.png", "-leading.png", "[1]*.png", "no-extension", "a..png")
@@ -359,3 +364,55 @@ def test_what_will_not_pass_is_not_waited_for(
     with pytest.raises(OSError, match=os.strerror(code)):
         read_picture(str(tmp_path / "a.png"))
     assert not pauses
+
+
+WRITING = """
+import sys
+from pathlib import Path
+from raydenoise.data.storage import publish
+images, scratch = map(Path, sys.argv[1:])
+while True:
+    try:
+        publish(images / "a.png", b"a picture", scratch=scratch)
+    except OSError:  # its folder went: the picture is nobody's
+        pass
+"""
+
+
+def test_a_folder_goes_though_others_still_write_in_it(tmp_path: Path) -> None:
+    scratch = tmp_path / ".partial"
+    command = [sys.executable, "-c", WRITING, tmp_path / "images", scratch]
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.callback(stack.enter_context(subprocess.Popen(command)).kill)
+        for _ in range(200):
+            while not scratch.exists():
+                time.sleep(0.001)
+            remove(scratch)
+    remove(scratch)
+    assert not scratch.exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOTEMPTY, errno.EACCES])
+def test_a_folder_that_cannot_be_removed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr("raydenoise.data.storage.PAUSE_SECONDS", 0)
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        remove(tmp_path)
+
+
+def test_a_folder_that_a_slow_disk_fills_again_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, removes = [errno.ENOTEMPTY, errno.ENOENT, errno.EISDIR], shutil.rmtree
+
+    def race(path: Path) -> None:
+        if left:
+            raise OSError(left.pop(), "a race", str(path))
+        removes(path)
+
+    monkeypatch.setattr("shutil.rmtree", race)
+    publish(tmp_path / "out" / "a", b"a")
+    remove(tmp_path / "out")
+    assert not list(tmp_path.iterdir())

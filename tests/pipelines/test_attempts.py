@@ -8,6 +8,7 @@ import pytest
 import ray
 
 from raydenoise.config import DenoiseConfig
+from raydenoise.data.lease import LeaseLostError
 from raydenoise.data.manifest import Output
 from raydenoise.data.schema import METRICS, metrics_table
 from raydenoise.pipelines import attempts, stages
@@ -251,3 +252,14 @@ def test_only_a_file_is_removed(tmp_path: Path) -> None:
     row = {"key": "a.png", "status": "error", "error_type": "timeout", "output_uri": str(tmp_path / "a.png")}
     assert without_pictures(metrics_table([row]))["output_uri"].to_pylist() == [None]
     assert (tmp_path / "a.png" / "b.png").exists(), "another picture's folder has the name"
+
+
+def test_a_job_that_lost_its_lease_removes_no_picture(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise LeaseLostError
+
+    (tmp_path / "a.png").touch()
+    row = {"key": "a.png", "status": "error", "error_type": "timeout", "output_uri": str(tmp_path / "a.png")}
+    with pytest.raises(LeaseLostError):
+        without_pictures(metrics_table([row]), allowed=refuse)
+    assert (tmp_path / "a.png").exists()

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,18 @@ import PIL.Image
 import pyarrow.parquet as pq
 import pytest
 
+from raydenoise.config import DenoiseConfig
 from raydenoise.core.image import decode
 from raydenoise.core.metrics import quality
+from raydenoise.data import storage
+from raydenoise.data.lease import FOLDER, Lease, LeaseLostError
+from raydenoise.data.ledger import Commits
+from raydenoise.data.manifest import DENOISING_KIND, Output, part_name
 from raydenoise.data.schema import METRICS
 from raydenoise.model.denoiser import Denoiser
+from raydenoise.pipelines import denoise
+from raydenoise.pipelines.denoise import Job
+from raydenoise.pipelines.session import Plan
 
 
 def run(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
@@ -180,3 +189,63 @@ def test_more_gpus_than_the_cluster_has_is_said_before_any_work(
     assert done.returncode == 2
     assert "gpus_per_actor is 8; allowed: at most this machine's 0 GPUs" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a job ask Ray for nothing before its pipeline."""
+    plan = Plan(actors=1, initial=1, gpus=0.0, cpus=1, rows=1)
+    fakes = {"session": nullcontext(), "tried": nullcontext(lambda: None), "check_shared": None, "make_plan": plan}
+    for name, value in fakes.items():
+        monkeypatch.setattr(denoise, name, lambda *_, value=value, **__: value)
+
+
+@pytest.mark.parametrize("end", [LeaseLostError("another job took over"), KeyboardInterrupt(), None])
+def test_a_job_that_another_one_took_over_leaves_the_run_of_that_alone(
+    tmp_path: Path, photographs: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException | None
+) -> None:
+    out = Output(tmp_path / "out")
+    others = {"kind": DENOISING_KIND, "status": "running", "config": {"sigma": 50.0}}
+
+    def slept(job: Job, *_: object) -> None:
+        """Meanwhile another job came with --overwrite --sigma 50."""
+        storage.create(out.root / FOLDER / f"{job.commits.lease.number + 1:06d}.json", b"{}")
+        storage.publish_json(out.manifest, others)
+        storage.publish(out.scratch / ".its.partial", b"half a picture")
+        if end:
+            raise end
+
+    without_ray(monkeypatch)
+    monkeypatch.setattr(Job, "run", slept)
+    config = DenoiseConfig(input=str(photographs), output=str(out.root), model=str(tiny_bundle), sigma=25.0, quiet=True)
+
+    with pytest.raises(type(end or LeaseLostError())):
+        denoise.run(config)
+
+    assert json.loads(out.manifest.read_bytes()) == others
+    assert storage.names(out.metrics) == []
+    assert (out.scratch / ".its.partial").read_bytes() == b"half a picture"
+
+
+def test_a_job_that_is_refused_does_not_let_one_go_on_that_stopped(
+    tmp_path: Path, photographs: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Output(tmp_path / "out")
+    config = DenoiseConfig(input=str(photographs), output=str(out.root), model=str(tiny_bundle), quiet=True)
+    dead = Lease(out.root, 1, seconds=30)
+    dead._stop.set()  # as a machine that sleeps
+    content = json.loads((out.root / FOLDER / "000001.json").read_bytes())
+    storage.publish_json(out.root / FOLDER / "000001.json", content | {"pid": 2**22 + 1})  # no process has this number
+    stopped = Commits(out, dead)
+    its_next = out.metrics / part_name(stopped.next())
+    without_ray(monkeypatch)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("no shared folder")
+
+    monkeypatch.setattr(denoise, "check_shared", refuse)
+    with pytest.raises(ValueError, match="no shared folder"):
+        denoise.run(config)
+
+    monkeypatch.setattr(dead, "check", lambda: None)  # it was stopped just behind it
+    with pytest.raises(LeaseLostError, match="took over"):
+        stopped.create(its_next, METRICS.empty_table())

@@ -56,6 +56,43 @@ def test_a_killed_job(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "1 truncated, such as: the file ends early" in said
 
 
+def test_a_starting_job_on_a_new_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with held(tmp_path / "out"):
+        found = status(capsys, tmp_path / "out")
+        assert cli.main(["status", str(tmp_path / "out")]) == 0
+    assert (found["state"], found["pictures"], found["done"], found["left"]) == ("starting", None, 0, None)
+    assert " ".join(capsys.readouterr().out.split()).startswith("state starting done 0 pictures, 0 failed output /")
+    assert cli.main(["status", str(tmp_path / "out")]) == 2  # it ended before it said anything
+    assert "holds no manifest.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("before", ["finished", "broken", "running"])
+def test_a_starting_job_is_not_taken_for_the_one_before(
+    make_out: MakeOut, capsys: pytest.CaptureFixture[str], before: str
+) -> None:
+    out = make_out([row(index) for index in range(4)], pictures=10, status=before, lease="another's")
+    with held(out) as lease:
+        found = status(capsys, out)
+        assert (found["state"], found["pictures"], found["done"]) == ("starting", None, 4)
+        path = out / "manifest.json"
+        manifest = json.loads(path.read_text()) | {"lease": lease.holder, "status": "running"}
+        storage.publish_json(path, manifest)
+        assert status(capsys, out)["state"] == "running"
+        storage.publish_json(path, manifest | {"status": "finished"})
+        assert status(capsys, out)["state"] == "finished"  # its lease goes after its manifest
+
+
+def test_a_job_that_was_killed_while_it_started_leaves_the_state_before(
+    make_out: MakeOut, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = make_out([row(0)], pictures=1, status="finished", lease="another's")
+    with held(out):
+        file = out / "lease" / "000001.json"
+        content = json.loads(file.read_bytes())
+    storage.publish_json(file, content | {"held": True, "pid": 2**22 + 1})  # no process has such a number
+    assert status(capsys, out)["state"] == "finished"
+
+
 def test_a_job_that_ends_while_it_is_looked_at_is_not_taken_for_a_killed_one(
     out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
