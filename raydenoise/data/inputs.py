@@ -252,13 +252,18 @@ def _folder_names(keys: list[str], written_format: Format | None, folders: set[s
     taken = folders.union(names.values())
     for key in keys:
         if key not in names:
-            extension = DEFAULT_EXTENSION[written_format] if written_format else PurePosixPath(key).suffix or UNNAMED
+            extension = added(key, written_format)
             name = key + extension
             while name in taken:
                 name += extension
             names[key] = name
             taken.add(name)
     return names
+
+
+def added(key: str, written_format: Format | None) -> str:
+    """The extension that a key gets behind its own where its name is taken."""
+    return DEFAULT_EXTENSION[written_format] if written_format else PurePosixPath(key).suffix or UNNAMED
 
 
 def renamed(key: str, written_format: Format | None) -> str:

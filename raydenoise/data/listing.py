@@ -13,8 +13,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raydenoise.core.image import DEFAULT_EXTENSION, Format
-from raydenoise.data.inputs import renamed
+from raydenoise.core.image import Format
+from raydenoise.data.inputs import added, renamed
 from raydenoise.data.ledger import DIGEST, among, digests
 from raydenoise.data.place import Place, Remote, place
 from raydenoise.data.schema import SOURCES
@@ -34,6 +34,7 @@ class Listing:
         written_format: None keeps names and formats.
         keys: digests of the keys, in the file's order, up to `--limit`.
         shared: digests of output names that two pictures would have, sorted.
+        folders: digests of output names that are those of folders too, sorted.
     """
 
     uri: str
@@ -41,6 +42,7 @@ class Listing:
     written_format: Format | None
     keys: NDArray[np.bytes_]
     shared: NDArray[np.bytes_] = field(default_factory=lambda: np.empty(0, DIGEST))
+    folders: NDArray[np.bytes_] = field(default_factory=lambda: np.empty(0, DIGEST))
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -57,15 +59,17 @@ class Listing:
                 return
 
     def _names(self, keys: list[str]) -> list[str]:
-        """Name the outputs as `inputs.output_keys` does, without a look at the neighbours: `shared` tells of them."""
-        if self.written_format is None:
+        """Name the outputs as `inputs.output_keys` does, without a look at the neighbours.
+
+        `shared` and `folders` tell of them.
+        """
+        if self.written_format is None and not len(self.folders):
             return keys
         wanted = [renamed(key, self.written_format) for key in keys]
-        clash = among(digests(wanted), self.shared)
-        extension = DEFAULT_EXTENSION[self.written_format]
+        clash, is_folder = (among(digests(wanted), known) for known in (self.shared, self.folders))
         return [
-            key + extension if clashes and name != key else name
-            for key, name, clashes in zip(keys, wanted, clash, strict=True)
+            key + added(key, self.written_format) if taken or (clashes and name != key) else name
+            for key, name, clashes, taken in zip(keys, wanted, clash, is_folder, strict=True)
         ]
 
 
@@ -83,13 +87,16 @@ def check(uri: str, *, column: str, written_format: Format | None = None, limit:
             in a bucket, or a picture twice. No message repeats what may be a secret.
     """
     found: list[NDArray[np.bytes_]] = []
+    folders: list[NDArray[np.bytes_]] = []
     count = 0
     for uris in _uris(place(uri, argument="list"), column):
         uris = uris[: limit - count] if limit is not None else uris
         for number, value in enumerate(uris, start=count + 1):
             if not value or not LISTED.match(value):
                 _refuse_row(value or "", f"list {uri}, row {number}")
-        found.append(digests(key_of(value) for value in uris))
+        keys = [key_of(value) for value in uris]
+        found.append(digests(keys))
+        folders.append(digests(_folders(keys)))
         count += len(uris)
         if limit is not None and count >= limit:
             break
@@ -97,13 +104,28 @@ def check(uri: str, *, column: str, written_format: Format | None = None, limit:
         raise ValueError(f"list {uri!r} has no row; allowed: one a picture")
     listing = Listing(uri, column, written_format, np.concatenate(found))
     _refuse_twice(listing, listing.keys, name="key")
-    if written_format is None:
+    wanted = listing.keys
+    if written_format is not None:
+        parts = (digests(renamed(key, written_format) for key in rows["key"].to_pylist()) for rows in listing.read())
+        wanted = np.concatenate(list(parts))
+    both = np.intersect1d(np.concatenate(folders), wanted)
+    if written_format is None and not len(both):
         return listing
-    wanted = (digests(renamed(key, written_format) for key in rows["key"].to_pylist()) for rows in listing.read())
-    listing = Listing(uri, column, written_format, listing.keys, _twice(np.concatenate(list(wanted))))
+    listing = Listing(uri, column, written_format, listing.keys, _twice(wanted), both)
     named = np.concatenate([digests(rows["output_key"].to_pylist()) for rows in listing.read()])
     _refuse_twice(listing, named, name="output_key")
     return listing
+
+
+def _folders(keys: list[str]) -> set[str]:
+    """All folders above some keys."""
+    found: set[str] = set()
+    for key in keys:
+        folder = key.rpartition("/")[0]
+        while folder and folder not in found:
+            found.add(folder)
+            folder = folder.rpartition("/")[0]
+    return found
 
 
 def _refuse_row(value: str, said: str) -> None:

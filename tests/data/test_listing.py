@@ -53,6 +53,17 @@ def test_names_of_another_format_meet_as_those_of_a_folder_do(tmp_path: Path) ->
     )
 
 
+@pytest.mark.parametrize("written", [None, "png"])
+def test_names_of_folders_are_as_those_of_a_listed_bucket(tmp_path: Path, written: Any) -> None:
+    uris = ["s3://b/x", "s3://b/x/y.png", "s3://b/a.png", "s3://b/a.png/c/d.jpg", "s3://b/e.jpg", "s3://b/e.png/f.png"]
+    keys = sorted(key_of(uri) for uri in uris)
+    listing = check(write(tmp_path / "l.csv", {"uri": uris}), column="uri", written_format=written)
+    rows = [row for table in listing.read() for row in table.to_pylist()]
+    assert {row["key"]: row["output_key"] for row in rows} == dict(
+        zip(keys, inputs.output_keys(keys, written), strict=True)
+    )
+
+
 def test_a_listing_is_read_from_a_bucket(bucket: str, tmp_path: Path) -> None:
     file = write(tmp_path / "l.parquet", {"uri": URIS})
     address = f"{bucket}/lists/l.parquet"
