@@ -20,6 +20,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 LAUNCHER_CONFIG = Path.home() / "ray_bootstrap_config.yaml"  # where `ray up` puts it on the head node
+RAY_NICENESS = 15  # of Ray's workers, by its own default: they leave the machine to everything else on it
 SMALL_TASK = 8  # pictures per task of a small job: seconds of work, so that the progress display moves
 LARGE_TASK = 64  # of a large one: two million pictures are 31,000 tasks
 
@@ -75,7 +76,13 @@ def cluster_address(given: str | None) -> str | None:
 
 @contextmanager
 def session(
-    address: str | None, *, cpus: int, gpus: int | None = None, dashboard: bool = False, verbose: bool
+    address: str | None,
+    *,
+    cpus: int,
+    gpus: int | None = None,
+    dashboard: bool = False,
+    niceness: int = RAY_NICENESS,
+    verbose: bool,
 ) -> Iterator[None]:
     """Connect to the cluster or start a private local Ray, quiet unless asked, and leave it at the end.
 
@@ -84,6 +91,7 @@ def session(
         cpus: that a private local Ray declares.
         gpus: that it declares; None for those of the machine.
         dashboard: start its dashboard too, which answers questions about actors; all its workers ask this one.
+        niceness: of the workers of a private local Ray, unless the environment says another one.
         verbose: let Ray talk.
 
     Raises:
@@ -92,6 +100,7 @@ def session(
     level = logging.INFO if verbose else logging.ERROR
     common = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
     if address is None:
+        os.environ.setdefault("RAY_worker_niceness", str(niceness))  # the name of Ray's option
         asked = dashboard_options() if dashboard else {"include_dashboard": False}
         ray.init(address="local", num_cpus=cpus, num_gpus=gpus, **asked, **common)
     else:

@@ -38,6 +38,9 @@ PSNR = "psnr"  # the metric that chooses the best checkpoint
 ATTEMPTS = 2  # at the same checkpoint, of a worker that fails by itself
 FAILURES = 100  # worker groups that may be lost before the command gives up; --resume goes on from there
 EPOCHS = 10  # where neither epochs nor steps are given
+# Of the workers, which keep all cores busy: as that of Ray's own processes. With Ray's default these stop a worker at
+# each of their 2,000 wake-ups a second, and the threads of a step wait for the one that was stopped.
+NICENESS = 0
 CHECKPOINT_STEPS = 500  # at most between two checkpoints, unless told otherwise
 
 
@@ -96,7 +99,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     precision = known_precision(config, root, private=address is None)
     ready = settle(config, shards, begin(config, shards), precision=precision)
     open_run(config, root, ready.facts())
-    with session(address, cpus=local_cpus(config), verbose=config.verbose):
+    with session(address, cpus=local_cpus(config), niceness=NICENESS, verbose=config.verbose):
         resources = plan(config, private=address is None)
         check_shared([str(shards.root / MANIFEST)] if isinstance(shards.root, Path) else [], output=root)
         if precision is None:

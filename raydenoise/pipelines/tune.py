@@ -26,7 +26,7 @@ from raydenoise.pipelines.displays import TuneDisplay
 from raydenoise.pipelines.group import Resources, Task, ask_precision, local_cpus, plan
 from raydenoise.pipelines.session import cluster_address, possible_resources, session
 from raydenoise.pipelines.sharing import check_shared
-from raydenoise.pipelines.train import CHECKPOINTS, PSNR, fit
+from raydenoise.pipelines.train import CHECKPOINTS, NICENESS, PSNR, fit
 
 KIND = "raydenoise tuning"  # of the manifest
 EXPERIMENT = "ray-tune"  # in TUNE: what Ray Tune needs to go on
@@ -99,7 +99,7 @@ def run(config: TuneConfig) -> dict[str, Any]:
     open_run(config, root, facts, kind=KIND, noun="tuning")
     address = cluster_address(config.address)
     # Without a dashboard Ray Train never learns that a trial was stopped, and keeps its workers' CPUs for ever.
-    with session(address, cpus=_local_cpus(config), dashboard=True, verbose=config.verbose):
+    with session(address, cpus=_local_cpus(config), dashboard=True, niceness=NICENESS, verbose=config.verbose):
         check_shared([str(shards.root / MANIFEST)] if isinstance(shards.root, Path) else [], output=root)
         concurrent = config.concurrent or _concurrent(config, private=address is None)
         resources = _plan(config, concurrent=concurrent, private=address is None)

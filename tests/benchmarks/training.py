@@ -234,10 +234,11 @@ def in_ray_train(arguments: argparse.Namespace) -> float:
     from ray.train.tensorflow import TensorflowTrainer
 
     from raydenoise.pipelines.session import session
+    from raydenoise.pipelines.train import NICENESS
 
     cores = len(os.sched_getaffinity(0))
     bare = argparse.Namespace(**{**vars(arguments), "child": "bare step", "threads": arguments.threads or cores})
-    with tempfile.TemporaryDirectory() as folder, session(None, cpus=cores + 1, verbose=False):
+    with tempfile.TemporaryDirectory() as folder, session(None, cpus=cores + 1, niceness=NICENESS, verbose=False):
         told = Path(folder) / "rate"
 
         def work() -> None:

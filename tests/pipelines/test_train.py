@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -244,6 +245,46 @@ def test_a_killed_worker_costs_time_only(run: Callable[..., dict[str, Any]], und
     assert_same_bits(tmp_path / "run", undisturbed)
     rows = pq.read_table(tmp_path / "run" / "metrics").sort_by("step").to_pylist()
     assert [row["step"] for row in rows] == [10, 20, 30, 40]
+
+
+def kill_in_a_collective(run_folder: Path, *, step: int, done: threading.Event) -> None:
+    """Stop one of two workers between two checkpoints, so that the other one waits in the sum of the gradients; then
+    SIGKILL it there."""
+    while not done.wait(0.05):
+        if (run_folder / "metrics" / f"step-{step:09d}.parquet").exists():
+            time.sleep(1)  # behind the checkpoint, where workers wait for one another too
+            stopped, waiting = train_workers()
+            stopped.suspend()
+            used = -1.0
+            while not done.wait(1) and used != (used := round(sum(waiting.cpu_times()[:2]), 1)):
+                pass  # it still computes
+            stopped.kill()
+            killed = time.monotonic()
+            waiting.wait(60)  # seconds, not the minutes of a health check or a lost connection's timeout
+            assert time.monotonic() - killed < 60
+            done.set()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_worker_killed_while_the_other_waits_in_a_collective_costs_time_only(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    # Steps of some hundredths of a second: ten seconds between two checkpoints.
+    options = {"workers": 2, "steps": 450, "checkpoint_every": 150, "validate_every": 450}
+    done = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        killer = pool.submit(kill_in_a_collective, tmp_path / "run", step=150, done=done)
+        try:
+            run(tmp_path / "run", **options)
+            assert done.is_set(), "no worker was killed"
+        finally:
+            done.set()
+        killer.result()
+    run(tmp_path / "calm", **options)
+    assert_same_bits(tmp_path / "run", tmp_path / "calm")
+    steps = pq.read_table(tmp_path / "run" / "metrics").sort_by("step")["step"].to_pylist()
+    assert steps == sorted({*range(20, 450, 20), 150, 300, 450})
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(
