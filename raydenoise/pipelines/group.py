@@ -115,7 +115,7 @@ def plan(config: Request, *, private: bool, reserved: float = 0.0) -> Resources:
         there = f"{possible.get('GPU', 0):g} GPUs of {where}"
         raise ValueError(f"workers is {config.workers} with a GPU each; allowed: at most the {there}")
     most = math.floor(100 * (total / config.workers - LEAST_READING)) / 100
-    cpus = config.cpus_per_worker or _placed(_share(total, config.workers, gpus), config.workers, gpus)
+    cpus = config.cpus_per_worker or _placed(_share(total, config.workers, gpus), config.workers, gpus, private=private)
     if not 0 < cpus <= most:
         raise ValueError(
             f"cpus_per_worker is {cpus:g} for {config.workers} workers: that would leave none of the {total:g} CPUs of "
@@ -136,12 +136,13 @@ def _share(total: float, workers: int, gpus: float) -> float:
     return math.floor(50 * total / workers) / 100  # half for reading on the smallest machines
 
 
-def _placed(share: float, workers: int, gpus: float) -> float:
+def _placed(share: float, workers: int, gpus: float, *, private: bool) -> float:
     """Shrink a share until the nodes that are up hold all workers, in whole CPUs: no worker spans two nodes.
 
     Where they never do, those count as well that the cluster says it can launch; where none are known, the share stays.
     """
-    for nodes in (nodes_up(), [*nodes_up(), *node_types()]):
+    up, yet_to_come = nodes_up(), [] if private else node_types()
+    for nodes in (up, [*up, *yet_to_come]):
         for cpus in range(int(share), 0, -1):
             if _places(nodes, cpus, gpus) >= workers:
                 return float(cpus)
