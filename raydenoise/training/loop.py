@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from keras import ops
 
 from raydenoise.training.batches import VALIDATION_SIGMAS, Batch, chunked, mean_psnr, stacked
 from raydenoise.training.objective import learning_rate
@@ -97,7 +98,7 @@ def train(
             Progress(
                 step=step,
                 loss=mean,
-                learning_rate=float(np.asarray(rate(step - 1))),
+                learning_rate=float(ops.convert_to_numpy(rate(step - 1))),
                 patches_per_s=len(losses) * recipe.batch_size / (now - reported),
                 seconds=seconds + now - begun,
                 validated=due[2],
