@@ -1,13 +1,16 @@
 """Race settings of the training recipe: short trainings of one length, several seeds each, on held-out pictures.
 
     python tests/benchmarks/race.py --pictures $BSD432 --shrunk $IMAGENET1000 --vary ema=0,0.99,0.999 [--seeds 0,1,2]
+    python tests/benchmarks/race.py ... --init small --vary augment=flip+turn,flip --set learning_rate=0.001
 
 The base is the recipe of the small network as docs/models.md trains it, without its average; `--set` changes it,
-`--vary` names one field and the values that race. A training begins with random weights of its seed. Every 20th picture
-by name is held out; from the middle 192x192 pixels of each, the mean PSNR in dB at sigma 15, 25 and 50, given to the
-network: "white" noise, neither clipped nor rounded; "8-bit", clipped and rounded as files hold it, and the result too;
-"grey" pictures, with one noise for the three planes. One JSON line a value: the mean over the seeds, and the largest
-less the smallest.
+`--vary` names a field and the values that race (several fields: their values race together, the first with the first).
+A training begins with random weights of its seed, or with those of `--init`. Every 20th picture by name is held out;
+from the middle 192x192 pixels of each, the mean PSNR in dB at sigma 15, 25 and 50, given to the network: "white" noise,
+neither clipped nor rounded; "pictures", the same of those of `--pictures` alone; "8-bit", clipped and rounded as files
+hold it, and the result too; "grey" pictures, with one noise for the three planes; "vivid", in other colours. One JSON
+line a value: the mean over the seeds, the largest less the smallest, and the same of what was gained over the first
+value with the same seed.
 """
 
 import argparse
@@ -25,7 +28,9 @@ from numpy.typing import NDArray
 
 from raydenoise.core.metrics import as_float
 from raydenoise.core.noise import add_awgn, quantize
-from raydenoise.core.patches import to_grey
+from raydenoise.core.patches import recolour, to_grey
+from raydenoise.model import bundle
+from raydenoise.model.networks import Network
 from raydenoise.pipelines.single import centres, collect, fit
 from raydenoise.training.batches import VALIDATION_SIGMAS, chunked, mean_psnr, with_sigma_plane
 from raydenoise.training.loop import PREDICTED
@@ -48,7 +53,7 @@ BASE = Recipe(
     colour_share=0.3,
 )
 TIMES = 3  # how often BSDS500 counts, as for the small network
-SETS = ("white", "8-bit", "grey")
+SETS = ("white", "pictures", "8-bit", "grey", "vivid")
 
 Picture = NDArray[np.float32]
 
@@ -58,44 +63,72 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", action="append", default=[], metavar="DIR")
     parser.add_argument("--shrunk", action="append", default=[], metavar="DIR")
-    parser.add_argument("--vary", type=assignment, required=True, metavar="FIELD=VALUE,VALUE...")
+    parser.add_argument("--times", type=int, default=TIMES, metavar="N", help="how often --pictures count (default: 3)")
+    parser.add_argument("--init", metavar="NAME|PATH", help="a bundle to begin with")
+    parser.add_argument("--vary", type=assignment, nargs="+", required=True, metavar="FIELD=VALUE,VALUE...")
     parser.add_argument("--set", type=assignment, nargs="*", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     arguments = parser.parse_args()
     base = replace(BASE, **{name: values[0] for name, values in arguments.set})
-    train, validation = collect(arguments.pictures, arguments.shrunk, times=TIMES, patch=base.patch, seed=0)
-    held_out = [as_float(sample.clean) for sample in centres(validation)]
-    name, values = arguments.vary
-    for value in values:
+    init = bundle.load(arguments.init).network if arguments.init else None
+    largest = max([base.patch, *dict(arguments.vary).get("patch", [])])  # all race on the same pictures
+    train, own = collect(arguments.pictures, [], times=arguments.times, patch=largest, seed=0)
+    others, shrunk = collect([], arguments.shrunk, times=1, patch=largest, seed=0)
+    held_out = [[as_float(sample.clean) for sample in centres(pictures)] for pictures in (own, shrunk)]
+    if init:
+        before = {of: round(psnr, 3) for of, psnr in scores(init.model, held_out).items()}
+        print(json.dumps({"init": arguments.init, **before}), flush=True)
+    names = [name for name, _ in arguments.vary]
+    first: list[dict[str, float]] = []
+    for values in zip(*(values for _, values in arguments.vary), strict=True):
+        changes = dict(zip(names, values, strict=True))
         found = [
-            race(replace(base, **{name: value}, seed=seed), train, validation, held_out) for seed in arguments.seeds
+            race(replace(base, **changes, seed=seed), train + others, own + shrunk, held_out, init=init)
+            for seed in arguments.seeds
         ]
-        line: dict[str, Any] = {name: value, "steps": base.steps, "seeds": len(found)}
+        first = first or found
+        line: dict[str, Any] = {**changes, "steps": base.steps, "seeds": len(found)}
         for of in SETS:
-            levels = [psnr[of] for psnr in found]
-            line[of] = {"mean": round(float(np.mean(levels)), 3), "spread": round(max(levels) - min(levels), 3)}
+            gained = [one[of] - other[of] for one, other in zip(found, first, strict=True)]
+            line[of] = {**summary([one[of] for one in found]), "gained": summary(gained)}
         print(json.dumps(line), flush=True)
 
 
+def summary(values: list[float]) -> dict[str, float]:
+    """Mean, and the largest less the smallest."""
+    return {"mean": round(float(np.mean(values)), 3), "spread": round(max(values) - min(values), 3)}
+
+
 def assignment(text: str) -> tuple[str, list[Any]]:
-    """Read FIELD=VALUE,VALUE of a recipe's number or word."""
+    """Read FIELD=VALUE,VALUE of a recipe's number, word, or tuple as WORD+WORD."""
     name, _, given = text.partition("=")
-    kinds = {entry.name: type(entry.default) for entry in fields(Recipe)}
-    if kinds.get(name) not in (int, float, str):
-        raise argparse.ArgumentTypeError(f"{name!r}; allowed: a number or word of the recipe")
-    return name, [kinds[name](value) for value in given.split(",")]
+    default = {entry.name: entry.default for entry in fields(Recipe)}.get(name)
+    if isinstance(default, tuple):
+        kind = type(default[0])
+        return name, [tuple(kind(part) for part in value.split("+") if part) for value in given.split(",")]
+    if not isinstance(default, int | float | str):
+        raise argparse.ArgumentTypeError(f"{name!r}; allowed: a number, word or tuple of the recipe")
+    return name, [type(default)(value) for value in given.split(",")]
 
 
-def race(recipe: Recipe, train: list[Any], validation: list[Any], held_out: list[Picture]) -> dict[str, float]:
-    """Train once: mean PSNR in dB on each of `SETS`."""
+def race(
+    recipe: Recipe, train: list[Any], validation: list[Any], held_out: list[list[Picture]], *, init: Network | None
+) -> dict[str, float]:
+    """Train once and measure; `held_out` are the pictures of `--pictures` and the others."""
     keras.utils.set_random_seed(recipe.seed)
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):  # its progress
-        network, _ = fit(recipe, train, validation, folder=Path(folder), validate_every=recipe.steps)
-    found = {
-        of: float(np.mean([measured(network.model, held_out, of=of, sigma=s) for s in VALIDATION_SIGMAS]))
-        for of in SETS
-    }
+        network, _ = fit(recipe, train, validation, folder=Path(folder), validate_every=recipe.steps, init=init)
+    found = scores(network.model, held_out)
     keras.utils.clear_session()
+    return found
+
+
+def scores(model: keras.Model, held_out: list[list[Picture]]) -> dict[str, float]:
+    """Mean PSNR in dB on each of `SETS`, over the levels."""
+    found = {}
+    for of in SETS:
+        pictures = held_out[0] if of == "pictures" else held_out[0] + held_out[1]
+        found[of] = float(np.mean([measured(model, pictures, of=of, sigma=s) for s in VALIDATION_SIGMAS]))
     return found
 
 
@@ -105,7 +138,10 @@ def measured(model: keras.Model, pictures: list[Picture], *, of: str, sigma: flo
     for part in chunked(list(enumerate(pictures)), PREDICTED):
         cleans, noisies = [], []
         for index, picture in part:
-            clean = to_grey(picture) if of == "grey" else picture
+            if of == "vivid":
+                clean = recolour(picture, rng=np.random.default_rng(index))
+            else:
+                clean = to_grey(picture) if of == "grey" else picture
             one = clean[..., :1] if of == "grey" else clean
             noisy = add_awgn(one, sigma=sigma, rng=np.random.default_rng([index, int(sigma)]))
             noisies.append(
