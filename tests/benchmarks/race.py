@@ -138,10 +138,11 @@ def measured(model: keras.Model, pictures: list[Picture], *, of: str, sigma: flo
     for part in chunked(list(enumerate(pictures)), PREDICTED):
         cleans, noisies = [], []
         for index, picture in part:
-            if of == "vivid":
+            clean = picture
+            if of == "grey":
+                clean = to_grey(picture)
+            elif of == "vivid":
                 clean = recolour(picture, rng=np.random.default_rng(index))
-            else:
-                clean = to_grey(picture) if of == "grey" else picture
             one = clean[..., :1] if of == "grey" else clean
             noisy = add_awgn(one, sigma=sigma, rng=np.random.default_rng([index, int(sigma)]))
             noisies.append(
