@@ -508,6 +508,7 @@ def test_a_bad_file_of_train_exits_with_2(
         ({"sigma": (0.0, float("inf"))}, "sigma_range is (0.0, inf); allowed: 0 <= low <= high"),
         ({"peak": (0.5, 3.0)}, "peak_range is (0.5, 3.0); allowed: 1 <= low <= high"),
         ({"grey_share": 2.0}, "grey_share is 2.0; allowed: 0 to 1"),
+        ({"soft_share": -1.0}, "soft_share is -1.0; allowed: 0 to 1"),
         ({"colour_share": 2.0}, "colour_share is 2.0; allowed: 0 to 1"),
         ({"quantized_share": float("nan")}, "quantized_share is nan; allowed: 0 to 1"),
         ({"ema": 1.0}, "ema is 1.0; allowed: 0 to below 1"),

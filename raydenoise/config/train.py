@@ -116,6 +116,12 @@ class TrainConfig:
         metavar="A:B",
     )
     grey_share: float = option("share of patches made grey", default=Recipe.grey_share, read=float, metavar="F")
+    soft_share: float = option(
+        "share of patches enlarged by 1.2 to 2, as soft as pictures of many megapixels",
+        default=Recipe.soft_share,
+        read=float,
+        metavar="F",
+    )
     colour_share: float = option(
         "share of patches that get other colours", default=Recipe.colour_share, read=float, metavar="F"
     )

@@ -16,6 +16,7 @@ Augmentation = Literal["flip", "turn", "channels", "brightness"]
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 SATURATION = (0.5, 2.5)  # of `recolour`: from dull to that of dyed cloth and flowers
 GAIN = (0.6, 1.2)  # of each plane, as under light of another colour
+ENLARGED = (1.2, 2.0)  # of `soften`: from nearly sharp to two pixels where there was one
 DRAWS = 4  # places tried for each random patch asked for, where flat ones are left out
 
 
@@ -90,6 +91,25 @@ def recolour(patch: NDArray[np.floating], *, rng: np.random.Generator) -> NDArra
     return np.clip(vivid[..., rng.permutation(3)], 0, 1)
 
 
+def soften(patch: NDArray[Any], *, rng: np.random.Generator) -> NDArray[Any]:
+    """Enlarge a window of a square patch to all of it, by bicubic resampling.
+
+    Cameras with many pixels, scans and enlargements are softer from pixel to pixel than the shrunk pictures of most
+    training sets.
+
+    Args:
+        patch: (side, side, C) uint8 or uint16, C = 1 or 3.
+        rng: draws the factor, 1.2 to 2, and the window.
+
+    Returns:
+        (side, side, C) of the same type.
+    """
+    side = patch.shape[0]
+    window = max(1, round(side / rng.uniform(*ENLARGED)))
+    part = random_crop([patch], side=window, rng=rng)
+    return _resampled(part, side, side, PIL.Image.Resampling.BICUBIC)
+
+
 def shrink(picture: NDArray[Any], *, factor: float) -> NDArray[Any]:
     """Shrink a picture by Lanczos resampling: removes most of the blocks and noise of a compressed one.
 
@@ -105,18 +125,23 @@ def shrink(picture: NDArray[Any], *, factor: float) -> NDArray[Any]:
     height, width = (max(1, round(extent * factor)) for extent in picture.shape[:2])
     if (height, width) == picture.shape[:2]:
         return picture
+    return _resampled(picture, height, width, PIL.Image.Resampling.LANCZOS)
+
+
+def _resampled(picture: NDArray[Any], height: int, width: int, kernel: PIL.Image.Resampling) -> NDArray[Any]:
+    """Bring (H, W, C) to another size; 16 bits as float32."""
     planes = [picture] if picture.dtype == np.uint8 and picture.shape[2] == 3 else np.moveaxis(picture, 2, 0)
-    small = [_resized(plane, height, width) for plane in planes]
-    return small[0] if small[0].ndim == 3 else np.stack(small, axis=2)
+    found = [_resampled_plane(plane, height, width, kernel) for plane in planes]
+    return found[0] if found[0].ndim == 3 else np.stack(found, axis=2)
 
 
-def _resized(plane: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """Resample (H, W) or (H, W, 3)."""
+def _resampled_plane(plane: NDArray[Any], height: int, width: int, kernel: PIL.Image.Resampling) -> NDArray[Any]:
+    """Bring (H, W) or (H, W, 3) to another size."""
     samples = plane if plane.dtype == np.uint8 else plane.astype(np.float32)  # Pillow's mode "F"
-    small = np.asarray(PIL.Image.fromarray(samples).resize((width, height), PIL.Image.Resampling.LANCZOS))
+    found = np.asarray(PIL.Image.fromarray(samples).resize((width, height), kernel))
     if plane.dtype == np.uint8:
-        return small
-    rounded: NDArray[Any] = np.clip(np.rint(small), 0, np.iinfo(plane.dtype).max).astype(plane.dtype)
+        return found
+    rounded: NDArray[Any] = np.clip(np.rint(found), 0, np.iinfo(plane.dtype).max).astype(plane.dtype)
     return rounded
 
 

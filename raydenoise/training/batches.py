@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from raydenoise.core.metrics import as_float
 from raydenoise.core.noise import add_awgn, add_poisson_gaussian, quantize
-from raydenoise.core.patches import augment, brightness, generator, recolour, to_grey
+from raydenoise.core.patches import augment, brightness, generator, recolour, soften, to_grey
 from raydenoise.training.recipe import Recipe
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
@@ -72,7 +72,9 @@ def _drawn(sample: Sample, recipe: Recipe, channels: int) -> tuple[FloatPixels, 
         plane = int(rng.integers(sample.clean.shape[-1]))
         clean, noisy = (_pair_planes(as_float(pixels), channels, plane) * factor for pixels in moved)
         return noisy, clean, sample.sigma * float(factor)
-    (pixels,) = augment([sample.clean], recipe.augment, rng=rng)
+    softer = recipe.soft_share and rng.random() < recipe.soft_share
+    pixels = soften(sample.clean, rng=rng) if softer else sample.clean
+    (pixels,) = augment([pixels], recipe.augment, rng=rng)
     clean = _planes(as_float(pixels), channels) * brightness(recipe.augment, rng=rng)
     if channels == sample.clean.shape[-1] == 3 and recipe.colour_share and rng.random() < recipe.colour_share:
         clean = recolour(clean, rng=rng)

@@ -40,6 +40,7 @@ class Recipe:
             above 1 low levels come more often, which a mean error would else hardly feel.
         peak_range: photons at white, of the Poisson part, uniform in their logarithm.
         grey_share: share of patches that are made grey, with one noise for all three planes; not of pairs.
+        soft_share: share of patches that are enlarged (`core.patches.soften`); not of pairs.
         colour_share: share of coloured patches that get other colours (`core.patches.recolour`); not of pairs.
         quantized_share: share of patches whose noisy values are clipped and rounded as 8-bit files hold them.
         augment: see `core.patches.augment`.
@@ -65,6 +66,7 @@ class Recipe:
     sigma_power: float = 1.0
     peak_range: tuple[float, float] = (30.0, 3000.0)
     grey_share: float = 0.1
+    soft_share: float = 0.0
     colour_share: float = 0.0
     quantized_share: float = 0.15
     augment: tuple[Augmentation, ...] = ("flip", "turn")
@@ -77,7 +79,7 @@ class Recipe:
         for name in ("warmup_steps", "weight_decay", "clip_norm", "seed"):
             if not 0 <= getattr(self, name) < inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 or more")
-        for name in ("grey_share", "colour_share", "quantized_share"):
+        for name in ("grey_share", "soft_share", "colour_share", "quantized_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 to 1")
         if not 0 <= self.ema < 1:

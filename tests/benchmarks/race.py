@@ -8,9 +8,9 @@ The base is the recipe of the small network as docs/models.md trains it, without
 A training begins with random weights of its seed, or with those of `--init`. Every 20th picture by name is held out;
 from the middle 192x192 pixels of each, the mean PSNR in dB at sigma 15, 25 and 50, given to the network: "white" noise,
 neither clipped nor rounded; "pictures", the same of those of `--pictures` alone; "8-bit", clipped and rounded as files
-hold it, and the result too; "grey" pictures, with one noise for the three planes; "vivid", in other colours. One JSON
-line a value: the mean over the seeds, the largest less the smallest, and the same of what was gained over the first
-value with the same seed.
+hold it, and the result too; "grey" pictures, with one noise for the three planes; "vivid", in other colours; "soft",
+a window of them enlarged. One JSON line a value: the mean over the seeds, the largest less the smallest, and the same
+of what was gained over the first value with the same seed.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from raydenoise.core.metrics import as_float
 from raydenoise.core.noise import add_awgn, quantize
-from raydenoise.core.patches import recolour, to_grey
+from raydenoise.core.patches import recolour, soften, to_grey
 from raydenoise.model import bundle
 from raydenoise.model.networks import Network
 from raydenoise.pipelines.single import centres, collect, fit
@@ -53,7 +53,7 @@ BASE = Recipe(
     colour_share=0.3,
 )
 TIMES = 3  # how often BSDS500 counts, as for the small network
-SETS = ("white", "pictures", "8-bit", "grey", "vivid")
+SETS = ("white", "pictures", "8-bit", "grey", "vivid", "soft")
 
 Picture = NDArray[np.float32]
 
@@ -143,6 +143,8 @@ def measured(model: keras.Model, pictures: list[Picture], *, of: str, sigma: flo
                 clean = to_grey(picture)
             elif of == "vivid":
                 clean = recolour(picture, rng=np.random.default_rng(index))
+            elif of == "soft":
+                clean = as_float(soften(np.rint(255 * picture).astype(np.uint8), rng=np.random.default_rng(index)))
             one = clean[..., :1] if of == "grey" else clean
             noisy = add_awgn(one, sigma=sigma, rng=np.random.default_rng([index, int(sigma)]))
             noisies.append(

@@ -23,6 +23,7 @@ from raydenoise.core.patches import (
     random_crop,
     recolour,
     shrink,
+    soften,
     to_grey,
 )
 
@@ -88,6 +89,23 @@ def test_recolour_keeps_the_place_of_every_edge() -> None:
     spread = [float(np.std(found[:, :4], axis=-1).mean()) for found in seen]
     assert min(spread) < float(np.std(patch[:, :4], axis=-1).mean()) < max(spread)  # duller and more vivid ones
     assert np.array_equal(recolour(patch, rng=np.random.default_rng(3)), seen[3])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_soften_enlarges_a_window_of_the_patch(dtype: type, channels: int) -> None:
+    # Straight slopes: after enlarging by f a pixel's neighbour is 1/f away.
+    y, x = np.mgrid[:64, :64] * (np.iinfo(dtype).max / 255)
+    patch = np.stack([y, x, (x + y) / 2][:channels], axis=-1).astype(dtype)
+    factors = []
+    for seed in range(30):
+        found = soften(patch, rng=np.random.default_rng(seed))
+        assert (found.shape, found.dtype) == (patch.shape, dtype)
+        values = found[8:-8, 8:-8, 0].astype(float) / (np.iinfo(dtype).max / 255)  # its border sees itself repeated
+        factors.append(47 / (values[-1, 0] - values[0, 0]))
+    assert 1.1 < min(factors) < 1.4
+    assert 1.8 < max(factors) < 2.2
+    assert np.array_equal(soften(patch, rng=np.random.default_rng(29)), found)
 
 
 def test_augment_reaches_all_8_orientations() -> None:

@@ -78,6 +78,16 @@ def test_other_colours_change_the_clean_patch_and_leave_the_noise() -> None:
     np.testing.assert_allclose(kept[..., :1], grey / np.float32(255), atol=1e-6)
 
 
+def test_a_softened_patch_gets_the_noise_afterwards() -> None:
+    settings = {"augment": (), "grey_share": 0.0, "quantized_share": 0.0, "sigma_range": (20.0, 20.0)}
+    noisy, clean = pair(soft_share=1.0, **settings)
+    sharp = pair(soft_share=0.0, **settings)[1]
+    assert np.abs(np.diff(clean, axis=0)).mean() < 0.9 * np.abs(np.diff(sharp, axis=0)).mean()
+    rest = noisy[..., :3] - clean
+    assert np.std(rest) == pytest.approx(20 / 255, rel=0.03)
+    assert abs(np.corrcoef(rest[1:].ravel(), rest[:-1].ravel())[0, 1]) < 0.02
+
+
 def test_a_grey_network_gets_the_luma_of_a_coloured_patch() -> None:
     noisy, clean = pair(inputs=1, channels=1, augment=(), sigma_range=(0.0, 0.0), quantized_share=0.0)
     assert noisy.shape == clean.shape == (128, 128, 1)

@@ -12,6 +12,7 @@ from raydenoise.training.recipe import Recipe
         ({"steps": 0}, "steps is 0; allowed: 1 or more"),
         ({"warmup_steps": -1}, "warmup_steps is -1; allowed: 0 or more"),
         ({"grey_share": 1.5}, "grey_share is 1.5; allowed: 0 to 1"),
+        ({"soft_share": 1.1}, "soft_share is 1.1; allowed: 0 to 1"),
         ({"colour_share": -0.1}, "colour_share is -0.1; allowed: 0 to 1"),
         ({"ema": 1.0}, "ema is 1.0; allowed: 0 to below 1"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; allowed: above 0"),
