@@ -26,12 +26,13 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from raydenoise.config.train import model_argument
 from raydenoise.core.metrics import as_float
 from raydenoise.core.noise import add_awgn, quantize
 from raydenoise.core.patches import recolour, soften, to_grey
 from raydenoise.model import bundle
 from raydenoise.model.networks import Network
-from raydenoise.pipelines.single import centres, collect, fit
+from raydenoise.pipelines.single import centres, collect, fit, read_pictures
 from raydenoise.training.batches import VALIDATION_SIGMAS, chunked, mean_psnr, with_sigma_plane
 from raydenoise.training.loop import PREDICTED
 from raydenoise.training.recipe import Recipe
@@ -63,7 +64,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", action="append", default=[], metavar="DIR")
     parser.add_argument("--shrunk", action="append", default=[], metavar="DIR")
-    parser.add_argument("--times", type=int, default=TIMES, metavar="N", help="how often --pictures count (default: 3)")
+    parser.add_argument("--more", metavar="DIR", help="further pictures to train on, of which none is held out")
+    parser.add_argument(
+        "--times", type=int, default=TIMES, metavar="N", help="how often --pictures and --more count (default: 3)"
+    )
     parser.add_argument("--init", metavar="NAME|PATH", help="a bundle to begin with")
     parser.add_argument("--vary", type=assignment, nargs="+", required=True, metavar="FIELD=VALUE,VALUE...")
     parser.add_argument("--set", type=assignment, nargs="*", default=[], metavar="FIELD=VALUE")
@@ -74,6 +78,9 @@ def main() -> None:
     largest = max([base.patch, *dict(arguments.vary).get("patch", [])])  # all race on the same pictures
     train, own = collect(arguments.pictures, [], times=arguments.times, patch=largest, seed=0)
     others, shrunk = collect([], arguments.shrunk, times=1, patch=largest, seed=0)
+    if arguments.more:
+        more = [picture for _, picture in read_pictures(arguments.more, lambda picture, _: picture)]
+        train += arguments.times * [picture for picture in more if min(picture.shape[:2]) >= largest]
     held_out = [[as_float(sample.clean) for sample in centres(pictures)] for pictures in (own, shrunk)]
     if init:
         before = {of: round(psnr, 3) for of, psnr in scores(init.model, held_out).items()}
@@ -100,14 +107,17 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def assignment(text: str) -> tuple[str, list[Any]]:
-    """Read FIELD=VALUE,VALUE of a recipe's number, word, or tuple as WORD+WORD."""
+    """Read FIELD=VALUE,VALUE of a recipe's number, word, tuple as WORD+WORD, or arguments as NAME=N+N/NAME=N."""
     name, _, given = text.partition("=")
+    if name == "arguments":
+        words = [value.replace("+", ",").split("/") for value in given.split(",")]
+        return name, [dict(model_argument(word) for word in value) for value in words]
     default = {entry.name: entry.default for entry in fields(Recipe)}.get(name)
     if isinstance(default, tuple):
         kind = type(default[0])
         return name, [tuple(kind(part) for part in value.split("+") if part) for value in given.split(",")]
     if not isinstance(default, int | float | str):
-        raise argparse.ArgumentTypeError(f"{name!r}; allowed: a number, word or tuple of the recipe")
+        raise argparse.ArgumentTypeError(f"{name!r}; allowed: a number, word, tuple or arguments of the recipe")
     return name, [type(default)(value) for value in given.split(",")]
 
 
