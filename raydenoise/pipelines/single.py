@@ -109,7 +109,7 @@ def collect(
         factor = np.random.default_rng([seed, index]).uniform(*SHRINK_RANGE)
         return shrink(picture, factor=float(factor))
 
-    whole = [list(read_pictures(folder, lambda picture, _: picture)) for folder in pictures]
+    whole = [list(read_pictures(folder)) for folder in pictures]
     less = [list(read_pictures(folder, smaller)) for folder in shrunk]
     train: list[Picture] = []
     for folder in times * whole + less:
@@ -232,7 +232,9 @@ def command(given: Sequence[str], *, folders: Sequence[str]) -> str:
     return " ".join(["python -m raydenoise.pipelines.single", *words])
 
 
-def read_pictures(folder: str, prepare: Callable[[Picture, int], Picture]) -> Iterator[tuple[int, Picture]]:
+def read_pictures(
+    folder: str, prepare: Callable[[Picture, int], Picture] = lambda picture, _: picture
+) -> Iterator[tuple[int, Picture]]:
     """Read a folder's pictures by name as (index, (H, W, 3) uint8); grey is repeated on three planes.
 
     Raises:

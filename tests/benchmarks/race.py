@@ -79,7 +79,7 @@ def main() -> None:
     train, own = collect(arguments.pictures, [], times=arguments.times, patch=largest, seed=0)
     others, shrunk = collect([], arguments.shrunk, times=1, patch=largest, seed=0)
     if arguments.more:
-        more = [picture for _, picture in read_pictures(arguments.more, lambda picture, _: picture)]
+        more = [picture for _, picture in read_pictures(arguments.more)]
         train += arguments.times * [picture for picture in more if min(picture.shape[:2]) >= largest]
     held_out = [[as_float(sample.clean) for sample in centres(pictures)] for pictures in (own, shrunk)]
     if init:
