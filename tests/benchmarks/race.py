@@ -73,6 +73,11 @@ def main() -> None:
     parser.add_argument("--set", type=assignment, nargs="*", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     arguments = parser.parse_args()
+    named = {name for name, _ in arguments.vary + arguments.set}
+    if "seed" in named:
+        parser.error("seed: give the seeds by --seeds; allowed by --vary and --set: the other fields")
+    if arguments.init and named & {"architecture", "arguments"}:
+        parser.error("--init brings its own network; allowed beside it: not architecture, not arguments")
     base = replace(BASE, **{name: values[0] for name, values in arguments.set})
     init = bundle.load(arguments.init).network if arguments.init else None
     largest = max([base.patch, *dict(arguments.vary).get("patch", [])])  # all race on the same pictures
