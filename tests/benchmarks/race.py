@@ -3,7 +3,7 @@
     python tests/benchmarks/race.py --pictures $BSD432 --shrunk $IMAGENET1000 --vary ema=0,0.99,0.999 [--seeds 0,1,2]
     python tests/benchmarks/race.py ... --init small --vary augment=flip+turn,flip --set learning_rate=0.001
 
-The base is the recipe of the small network as docs/models.md trains it, without its average; `--set` changes it,
+The base is the recipe of the first small network in docs/experiments.md, without its average; `--set` changes it,
 `--vary` names a field and the values that race (several fields: their values race together, the first with the first).
 A training begins with random weights of its seed, or with those of `--init`. Every 20th picture by name is held out;
 from the middle 192x192 pixels of each, the mean PSNR in dB at sigma 15, 25 and 50, given to the network: "white" noise,
