@@ -73,10 +73,7 @@ def main() -> None:
     parser.add_argument("--set", type=assignment, nargs="*", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     arguments = parser.parse_args()
-    named = {name for name, _ in arguments.vary + arguments.set}
-    if "seed" in named:
-        parser.error("seed: give the seeds by --seeds; allowed by --vary and --set: the other fields")
-    if arguments.init and named & {"architecture", "arguments"}:
+    if arguments.init and {"architecture", "arguments"} & {name for name, _ in arguments.vary + arguments.set}:
         parser.error("--init brings its own network; allowed beside it: not architecture, not arguments")
     base = replace(BASE, **{name: values[0] for name, values in arguments.set})
     init = bundle.load(arguments.init).network if arguments.init else None
@@ -121,8 +118,9 @@ def assignment(text: str) -> tuple[str, list[Any]]:
     if isinstance(default, tuple):
         kind = type(default[0])
         return name, [tuple(kind(part) for part in value.split("+") if part) for value in given.split(",")]
-    if not isinstance(default, int | float | str):
-        raise argparse.ArgumentTypeError(f"{name!r}; allowed: a number, word, tuple or arguments of the recipe")
+    if name == "seed" or not isinstance(default, int | float | str):
+        allowed = "a number, word, tuple or arguments of the recipe; its seed by --seeds"
+        raise argparse.ArgumentTypeError(f"{name!r}; allowed: {allowed}")
     return name, [type(default)(value) for value in given.split(",")]
 
 
