@@ -158,11 +158,9 @@ def read_manifest_rows(folder: Path) -> int:
 
 
 def test_one_worker_trains_what_two_do(run: Callable[..., dict[str, Any]], undisturbed: Path, tmp_path: Path) -> None:
-    run(tmp_path / "alone", steps=5, checkpoint_every=5, validate_every=5)
-    run(tmp_path / "both", steps=5, checkpoint_every=5, validate_every=5, workers=2)
-    for one, two in zip(arrays(tmp_path / "alone"), arrays(tmp_path / "both"), strict=True):
+    run(tmp_path / "alone", workers=1)
+    for one, two in zip(arrays(tmp_path / "alone"), arrays(undisturbed), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-5)
-    assert arrays(undisturbed)[0].shape == arrays(tmp_path / "both")[0].shape
 
 
 def seen_by_a_worker() -> str:

@@ -156,7 +156,12 @@ def distance(one: dict, other: dict) -> float:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "clip"), [("adam", 0.0), ("adam", 0.05), pytest.param("muon", 0.05, marks=pytest.mark.slow)]
+    ("optimizer", "clip"),
+    [
+        ("adam", 0.05),
+        pytest.param("adam", 0.0, marks=pytest.mark.slow),
+        pytest.param("muon", 0.05, marks=pytest.mark.slow),
+    ],
 )
 def test_two_workers_do_what_one_does(tmp_path: Path, optimizer: str, clip: float) -> None:
     (alone,) = trained(tmp_path, workers=1, clip=clip, optimizer=optimizer)
