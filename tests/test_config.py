@@ -225,7 +225,7 @@ def test_bad_command_lines_exit_with_2(argv: list[str], message: str, capsys: py
         ("quiet: 'yes'\n", "quiet is 'yes'; allowed: print errors only"),
         ("sigma: loud\n", "sigma is 'loud'; allowed: noise level in 8-bit grey levels, or auto"),
         ("sigma: true\n", "sigma is True; allowed: noise level in 8-bit grey levels, or auto"),
-        ("limit: 2.5\n", "limit is 2.5; allowed: stop after the first N pictures by name"),
+        ("limit: 2.5\n", "limit is 2.5; allowed: stop after the first N pictures: by name, or rows of --list"),
         ("model: [a, b]\n", "model is ['a', 'b']; allowed: shipped name, bundle folder, or .keras / .h5 file"),
         ("quality:\n", "quality is None; allowed: of JPEG and WebP, 1 to 100"),
         ("strength: null\n", "strength is None; allowed: 0 keeps the noisy picture"),

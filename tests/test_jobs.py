@@ -44,9 +44,10 @@ class Cluster:
 
     def submit(self, *arguments: str, verb: str = "denoise") -> subprocess.CompletedProcess[str]:
         """Run jobs/VERB.py as a job from the checkout and wait for its end."""
-        command = [RAY, "job", "submit", "--address", self.url, "--working-dir", str(ROOT), "--"]
+        command = [RAY, "job", "submit", "--working-dir", str(ROOT), "--"]
         job = [sys.executable, f"jobs/{verb}.py", *arguments]
-        return subprocess.run(command + job, env=self.env, capture_output=True, text=True, timeout=180, check=False)
+        env = {**self.env, "RAY_API_SERVER_ADDRESS": self.url}  # without it Ray looks on this machine, not at a tunnel
+        return subprocess.run(command + job, env=env, capture_output=True, text=True, timeout=180, check=False)
 
     def uploads(self) -> list[set[str]]:
         """Name what lies in each working directory that a job brought along."""

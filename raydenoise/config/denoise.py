@@ -62,11 +62,18 @@ class DenoiseConfig:
         metavar="auto|N",
     )
     strength: float = option("0 keeps the noisy picture, 1 is fully denoised", default=1.0, read=float, metavar="S")
-    tta: int = option("mean over 1, 2, 4 or 8 flips and turns: as many times slower", default=1, read=int, metavar="N")
+    tta: int = option(
+        "mean over 1, 2, 4 or 8 flips and turns: as many times the work", default=1, read=int, metavar="N"
+    )
     reference: str | None = option("folder of clean pictures for PSNR, SSIM, MSE", default=None, metavar="DIR")
     format: str = option("of the written pictures", default="keep", choices=FORMATS)
     quality: int = option("of JPEG and WebP, 1 to 100 (WebP at 100 is lossless)", default=95, read=int, metavar="N")
-    tile: int | None = option("side of the window in pixels, halo included", default=None, read=int, metavar="PX")
+    tile: int | None = option(
+        "side of the window in pixels, halo included; by default 512, or 4 halos if more",
+        default=None,
+        read=int,
+        metavar="PX",
+    )
     batch_tiles: int = option("windows per network call", default=4, read=int, metavar="N")
     actors: int | Literal["auto"] = option(
         "denoising processes", default="auto", read=actors, yaml=(int, str), metavar="auto|N"
@@ -74,7 +81,12 @@ class DenoiseConfig:
     gpus_per_actor: float | None = option(
         "GPUs of each (0: none); by default 1 where there are GPUs", default=None, read=float, metavar="F"
     )
-    cpus_per_actor: int | None = option("CPUs and threads of each", default=None, read=int, metavar="N")
+    cpus_per_actor: int | None = option(
+        "CPUs and threads of each; by default 1 beside a GPU, else an eighth of a machine",
+        default=None,
+        read=int,
+        metavar="N",
+    )
     precision: str = option("number format of the network", default="auto", choices=PRECISIONS)
     overwrite: bool = option("remove the run that OUT holds and start anew", default=False, read=bool)
     retry_failed: bool = option("try pictures again that have an error row", default=False, read=bool)
@@ -87,7 +99,9 @@ class DenoiseConfig:
     allow_failed: int | Literal["all"] = option(
         "failures that leave the exit status 0", default=0, read=allowed_failures, yaml=(int, str), metavar="N|all"
     )
-    limit: int | None = option("stop after the first N pictures by name", default=None, read=int, metavar="N")
+    limit: int | None = option(
+        "stop after the first N pictures: by name, or rows of --list", default=None, read=int, metavar="N"
+    )
     max_pixels: int = option("larger pictures become error rows", default=DEFAULT_MAX_PIXELS, read=int, metavar="N")
     address: str | None = address_option()
     quiet: bool = quiet_option()

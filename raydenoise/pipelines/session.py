@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,7 +175,8 @@ def make_plan(config: Demand, *, images: int) -> Plan:
     if private and gpus > possible.get("GPU", 0):
         raise ValueError(f"gpus_per_actor is {gpus:g}; allowed: at most this machine's {possible.get('GPU', 0):g} GPUs")
     # At most 8 actors a node: each holds TensorFlow (about 0.7 GB), and a few threads each lose little.
-    cpus = config.cpus_per_actor or (1 if gpus else max(1, -(-(_smallest_node_cpus() - 1) // 8)))
+    nodes = nodes_up() if private else [*nodes_up(), *node_types()]
+    cpus = config.cpus_per_actor or (1 if gpus else max(1, -(-(_smallest_cpus(nodes) - 1) // 8)))
 
     def room(resources: dict[str, float]) -> int:
         # One CPU stays free: decoding and encoding beside a GPU, Ray's own tasks beside CPU actors.
@@ -277,8 +278,9 @@ def started_by_hand() -> bool:
     return report is not None and all(name.startswith("node_") for name in report["active_nodes"])
 
 
-def _smallest_node_cpus() -> int:
-    cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+def _smallest_cpus(nodes: Iterable[NodeType]) -> int:
+    """CPUs of the smallest node that has any: one that is up, or that a cluster without workers yet can launch."""
+    cpus = [int(node.resources.get("CPU", 0)) for node in nodes]
     return min((count for count in cpus if count), default=1)
 
 

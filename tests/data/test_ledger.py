@@ -94,7 +94,9 @@ def manifest(**changes: Any) -> dict[str, Any]:
     return {"kind": DENOISING_KIND, "config": {**CONFIG, **changes}, "model": model}
 
 
-@pytest.mark.parametrize("change", [{}, {"actors": 7}, {"precision": "float32"}])
+@pytest.mark.parametrize(
+    "change", [{}, {"actors": 7}, {"precision": "float32"}, {"max_pixels": 2 * 10**9, "retry_failed": True}]
+)
 def test_what_decides_no_row_may_change(tmp_path: Path, change: dict[str, Any]) -> None:
     check_same(Output(tmp_path), manifest())
     storage.publish_json(tmp_path / "manifest.json", manifest())
@@ -107,6 +109,8 @@ def test_what_decides_no_row_may_change(tmp_path: Path, change: dict[str, Any]) 
         ({"sigma": 25.0}, "sigma was 'auto' and is 25.0"),
         ({"sha256": "1"}, "model was '0+' and is '1'"),
         ({"input": "/other"}, "input was '/in' and is '/other'"),
+        ({"max_pixels": 2 * 10**9}, "max_pixels was 1000000000 and is 2000000000"),
+        ({"max_pixels": 10**8, "retry_failed": True}, "max_pixels was 1000000000 and is 100000000"),
         ({"tta": 8, "format": "png"}, "tta was 1 and is 8; format was 'keep' and is 'png'"),
     ],
 )

@@ -12,7 +12,8 @@ def plan(
 ) -> session.Plan:
     monkeypatch.setattr(session.ray, "cluster_resources", lambda: now)
     monkeypatch.setattr(session, "possible_resources", lambda: possible)
-    monkeypatch.setattr(session, "_smallest_node_cpus", lambda: node)
+    monkeypatch.setattr(session, "nodes_up", lambda: [session.NodeType({"CPU": node}, 1)] if now else [])
+    monkeypatch.setattr(session, "node_types", lambda: [session.NodeType({"CPU": node}, 4)] if possible else [])
     return session.make_plan(DenoiseConfig(input="in", output="out", **options), images=images)
 
 
@@ -27,6 +28,11 @@ def test_a_large_cpu_node_gets_eight_actors_with_more_threads(monkeypatch: pytes
         made = plan(monkeypatch, now={"CPU": cpus}, possible={}, node=cpus)
         assert made.cpus == threads
         assert made.actors == (cpus - 1) // threads <= 8
+
+
+def test_actors_are_sized_by_the_nodes_that_can_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan(monkeypatch, now={}, possible={"CPU": 64}, node=16, address="auto")
+    assert (made.actors, made.initial, made.cpus) == (31, 1, 2)
 
 
 def test_gpus_that_the_autoscaler_can_bring_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
