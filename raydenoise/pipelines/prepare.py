@@ -90,7 +90,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         "ray": {"address": address or "local"},
         "started_at": utc_now().isoformat(),
     }
-    with session(address, cpus=cores(), verbose=config.verbose):
+    with session(address, cpus=cores(), gpus=0, verbose=config.verbose):
         check_shared(_read_files(pictures), output=root)
         configure_data(block_bytes=BLOCK_BYTES, verbose=config.verbose)
         _survey(config, pictures, result)

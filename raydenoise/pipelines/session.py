@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -89,7 +90,7 @@ def session(
     Args:
         address: of the cluster; None for a private local Ray.
         cpus: that a private local Ray declares.
-        gpus: that it declares; None for those of the machine.
+        gpus: that it declares; None for those of the machine, if TensorFlow finds any.
         dashboard: start its dashboard too, which answers questions about actors; all its workers ask this one.
         niceness: of the workers of a private local Ray, unless the environment says another one.
         verbose: let Ray talk.
@@ -103,6 +104,12 @@ def session(
         os.environ.setdefault("RAY_worker_niceness", str(niceness))  # the name of Ray's option
         asked = dashboard_options() if dashboard else {"include_dashboard": False}
         ray.init(address="local", num_cpus=cpus, num_gpus=gpus, **asked, **common)
+        there = 0 if gpus is not None else ray.cluster_resources().get("GPU", 0)
+        if there and not tensorflow_gpus():
+            told = "and TensorFlow finds none: CPUs compute. docs/denoise.md tells what it lacks"
+            sys.stderr.write(f"warning: this machine has {there:g} GPUs, {told}\n")
+            ray.shutdown()
+            ray.init(address="local", num_cpus=cpus, num_gpus=0, **asked, **common)
     else:
         try:
             ray.init(address=address, **common)
@@ -113,6 +120,13 @@ def session(
         yield
     finally:
         ray.shutdown()
+
+
+def tensorflow_gpus() -> int:
+    """Count the GPUs of this machine that TensorFlow finds: none without CUDA's libraries, which are an extra."""
+    code = "import tensorflow as tf; print(len(tf.config.list_physical_devices('GPU')))"
+    found = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+    return int(found.stdout) if found.stdout.strip().isdigit() else 0
 
 
 def dashboard_options() -> dict[str, Any]:

@@ -158,6 +158,7 @@ import json
 import raydenoise.pipelines.session as session
 ray_init = session.ray.init
 session.ray.init = lambda **options: ray_init(**{{**options, "num_gpus": 2, "num_cpus": 4}})
+session.tensorflow_gpus = lambda: 2
 from raydenoise.config import DenoiseConfig
 from raydenoise.pipelines import denoise
 print(json.dumps(denoise.run(DenoiseConfig(input={input!r}, output={output!r}, model={model!r}, quiet=True))))

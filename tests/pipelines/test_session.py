@@ -72,6 +72,32 @@ def test_a_cluster_may_bring_what_it_does_not_have_yet(monkeypatch: pytest.Monke
     assert (made.actors, made.initial, made.gpus) == (3, 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("found", "given", "declared"), [(0, None, [None, 0]), (2, None, [None]), (0, 2, [2])], ids=["none", "all", "told"]
+)
+def test_gpus_that_tensorflow_does_not_find_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    found: int,
+    given: int | None,
+    declared: list[int | None],
+) -> None:
+    begun: list[int | None] = []
+    monkeypatch.setattr(session.ray, "init", lambda **options: begun.append(options["num_gpus"]))
+    monkeypatch.setattr(session.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(session.ray, "cluster_resources", lambda: {"GPU": 2.0})
+    monkeypatch.setattr(session, "tensorflow_gpus", lambda: found)
+    with session.session(None, cpus=2, gpus=given, verbose=False):
+        assert begun == declared
+    warned = "this machine has 2 GPUs, and TensorFlow finds none" in capsys.readouterr().err
+    assert warned == (declared == [None, 0])
+
+
+def test_tensorflow_is_asked_for_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert session.tensorflow_gpus() == 0
+
+
 def test_the_launchers_file_tells_what_can_come(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "ray_bootstrap_config.yaml"
     path.write_text(
