@@ -20,7 +20,7 @@ import json, os, sys
 import numpy as np
 import tensorflow as tf
 tf.config.threading.set_intra_op_parallelism_threads(1)
-rank, workers, clip, optimizer, engine_name, out = json.loads(sys.argv[1])
+rank, workers, runs = json.loads(sys.argv[1])
 from raydenoise.model import networks
 from raydenoise.training.recipe import Recipe
 strategy = tf.distribute.MultiWorkerMirroredStrategy() if workers > 1 else tf.distribute.get_strategy()
@@ -28,34 +28,35 @@ import keras
 from raydenoise.pipelines.worker import MirroredEngine, _renew
 from raydenoise.training.dormant import firing, hidden, renew
 from raydenoise.training.step import LocalEngine, average
-keras.utils.set_random_seed(0)
-network = networks.build("resunet", filters=(24, 24), depth=1)
-recipe = Recipe(steps=50, batch_size=8, optimizer=optimizer, learning_rate=1e-3, warmup_steps=0, clip_norm=clip)
-if engine_name == "mirrored":
-    engine = MirroredEngine(network, recipe, strategy=strategy)
-else:
-    engine = LocalEngine(network, recipe)
-rng = np.random.default_rng(0)
-share = 8 // workers
-losses = []
-for step in range(5):
-    noisy = rng.random((8, 16, 16, 4), np.float32) * (1 + np.arange(8, dtype=np.float32))[:, None, None, None]
-    clean = rng.random((8, 16, 16, 3), np.float32)
-    mine = slice(rank * share, (rank + 1) * share)
-    losses.append(float(np.asarray(engine.step(noisy[mine], clean[mine]))))
-    if step == 2:  # three units die and begin afresh
-        kernel = keras.ops.convert_to_numpy(hidden(engine.model)[1].before.kernel).copy()
-        kernel[..., :3] = 0
-        hidden(engine.model)[1].before.kernel.assign(kernel)
-        if engine_name == "mirrored":
-            _renew(engine, [[(picture, None)] for picture in noisy[mine]], seed=step)
-        else:
-            renew(engine.model, firing(engine.model, noisy), seed=step)
-        assert np.any(keras.ops.convert_to_numpy(hidden(engine.model)[1].before.kernel)[..., :3])
-average(engine, recipe)
-sums = engine.sum_over_workers(np.array([rank + 1.0, 1.0], np.float32)) if engine_name == "mirrored" else [1, 1]
-arrays = [np.asarray(v) for v in [*engine.model.weights, *engine.averaged.weights]]
-np.savez(out, *arrays, losses=losses, sums=sums)
+for engine_name, clip, optimizer, out in runs:
+    keras.utils.set_random_seed(0)
+    network = networks.build("resunet", filters=(24, 24), depth=1)
+    recipe = Recipe(steps=50, batch_size=8, optimizer=optimizer, learning_rate=1e-3, warmup_steps=0, clip_norm=clip)
+    if engine_name == "mirrored":
+        engine = MirroredEngine(network, recipe, strategy=strategy)
+    else:
+        engine = LocalEngine(network, recipe)
+    rng = np.random.default_rng(0)
+    share = 8 // workers
+    losses = []
+    for step in range(5):
+        noisy = rng.random((8, 16, 16, 4), np.float32) * (1 + np.arange(8, dtype=np.float32))[:, None, None, None]
+        clean = rng.random((8, 16, 16, 3), np.float32)
+        mine = slice(rank * share, (rank + 1) * share)
+        losses.append(float(np.asarray(engine.step(noisy[mine], clean[mine]))))
+        if step == 2:  # three units die and begin afresh
+            kernel = keras.ops.convert_to_numpy(hidden(engine.model)[1].before.kernel).copy()
+            kernel[..., :3] = 0
+            hidden(engine.model)[1].before.kernel.assign(kernel)
+            if engine_name == "mirrored":
+                _renew(engine, [[(picture, None)] for picture in noisy[mine]], seed=step)
+            else:
+                renew(engine.model, firing(engine.model, noisy), seed=step)
+            assert np.any(keras.ops.convert_to_numpy(hidden(engine.model)[1].before.kernel)[..., :3])
+    average(engine, recipe)
+    sums = engine.sum_over_workers(np.array([rank + 1.0, 1.0], np.float32)) if engine_name == "mirrored" else [1, 1]
+    arrays = [np.asarray(v) for v in [*engine.model.weights, *engine.averaged.weights]]
+    np.savez(out, *arrays, losses=losses, sums=sums)
 """
 
 
@@ -137,16 +138,18 @@ def started(program: str, arguments: list[list]) -> list[subprocess.Popen]:
     return processes
 
 
-def trained(folder: Path, *, workers: int, clip: float, optimizer: str, engine: str = "mirrored") -> list[dict]:
-    """Run five steps on the same global batches with so many workers; what each rank holds afterwards."""
-    outs = [folder / f"{engine}-{workers}-{rank}-{clip}-{optimizer}.npz" for rank in range(workers)]
-    given = [[json.dumps([rank, workers, clip, optimizer, engine, str(out)])] for rank, out in enumerate(outs)]
-    results = []
-    for process, out in zip(started(PROGRAM, given), outs, strict=True):
+def trained(folder: Path, *runs: tuple[str, float, str], workers: int = 1) -> list[list[dict]]:
+    """Run five steps on the same global batches with so many workers, once for each engine, clip norm and optimizer;
+    what each rank holds afterwards."""
+    given, outs = [], []
+    for rank in range(workers):
+        outs.append([folder / f"{workers}-{rank}-{index}.npz" for index in range(len(runs))])
+        named = [[*run, str(out)] for run, out in zip(runs, outs[-1], strict=True)]
+        given.append([json.dumps([rank, workers, named])])
+    for process in started(PROGRAM, given):
         _, said = process.communicate(timeout=240)
         assert process.returncode == 0, said.decode()[-3000:]
-        results.append(dict(np.load(out)))
-    return results
+    return [[dict(np.load(out)) for out in ranks] for ranks in outs]
 
 
 def distance(one: dict, other: dict) -> float:
@@ -164,8 +167,9 @@ def distance(one: dict, other: dict) -> float:
     ],
 )
 def test_two_workers_do_what_one_does(tmp_path: Path, optimizer: str, clip: float) -> None:
-    (alone,) = trained(tmp_path, workers=1, clip=clip, optimizer=optimizer)
-    first, second = trained(tmp_path, workers=2, clip=clip, optimizer=optimizer)
+    run = ("mirrored", clip, optimizer)
+    ((alone,),) = trained(tmp_path, run)
+    (first,), (second,) = trained(tmp_path, run, workers=2)
     assert distance(first, second) == 0, "all ranks hold identical weights"
     assert distance(alone, first) < 1e-5
     np.testing.assert_allclose(first["losses"], alone["losses"], rtol=1e-4)
@@ -174,8 +178,8 @@ def test_two_workers_do_what_one_does(tmp_path: Path, optimizer: str, clip: floa
 
 
 def test_clipping_changes_the_weights_and_is_that_of_one_process(tmp_path: Path) -> None:
-    (clipped,) = trained(tmp_path, workers=1, clip=0.05, optimizer="muon")
-    (free,) = trained(tmp_path, workers=1, clip=0.0, optimizer="muon")
-    (local,) = trained(tmp_path, workers=1, clip=0.05, optimizer="muon", engine="local")
+    ((clipped, free, local),) = trained(
+        tmp_path, ("mirrored", 0.05, "muon"), ("mirrored", 0.0, "muon"), ("local", 0.05, "muon")
+    )
     assert distance(clipped, free) > 1e-4
     assert distance(clipped, local) < 1e-5
