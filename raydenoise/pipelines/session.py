@@ -6,9 +6,10 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -103,13 +104,14 @@ def session(
     if address is None:
         os.environ.setdefault("RAY_worker_niceness", str(niceness))  # the name of Ray's option
         asked = dashboard_options() if dashboard else {"include_dashboard": False}
-        ray.init(address="local", num_cpus=cpus, num_gpus=gpus, **asked, **common)
+        start = partial(ray.init, address="local", num_cpus=cpus, **asked, **common)
+        start(num_gpus=gpus)
         there = 0 if gpus is not None else ray.cluster_resources().get("GPU", 0)
         if there and not tensorflow_gpus():
             told = "and TensorFlow finds none: CPUs compute. docs/denoise.md tells what it lacks"
             sys.stderr.write(f"warning: this machine has {there:g} GPUs, {told}\n")
             ray.shutdown()
-            ray.init(address="local", num_cpus=cpus, num_gpus=0, **asked, **common)
+            start(num_gpus=0)
     else:
         try:
             ray.init(address=address, **common)
@@ -188,9 +190,7 @@ def make_plan(config: Demand, *, images: int) -> Plan:
         gpus = 1.0 if possible.get("GPU", 0) >= 1 else 0.0
     if private and gpus > possible.get("GPU", 0):
         raise ValueError(f"gpus_per_actor is {gpus:g}; allowed: at most this machine's {possible.get('GPU', 0):g} GPUs")
-    # At most 8 actors a node: each holds TensorFlow (about 0.7 GB), and a few threads each lose little.
-    nodes = nodes_up() if private else [*nodes_up(), *node_types()]
-    cpus = config.cpus_per_actor or (1 if gpus else max(1, -(-(_smallest_cpus(nodes) - 1) // 8)))
+    cpus = config.cpus_per_actor or (1 if gpus else _actor_cpus(private=private))
 
     def room(resources: dict[str, float]) -> int:
         # One CPU stays free: decoding and encoding beside a GPU, Ray's own tasks beside CPU actors.
@@ -292,10 +292,14 @@ def started_by_hand() -> bool:
     return report is not None and all(name.startswith("node_") for name in report["active_nodes"])
 
 
-def _smallest_cpus(nodes: Iterable[NodeType]) -> int:
-    """CPUs of the smallest node that has any: one that is up, or that a cluster without workers yet can launch."""
+def _actor_cpus(*, private: bool) -> int:
+    """An eighth of the smallest node with CPUs: one that is up, or that a cluster without workers yet can launch.
+
+    At most 8 actors a node: each holds TensorFlow (about 0.7 GB), and a few threads each lose little.
+    """
+    nodes = nodes_up() if private else [*nodes_up(), *node_types()]
     cpus = [int(node.resources.get("CPU", 0)) for node in nodes]
-    return min((count for count in cpus if count), default=1)
+    return max(1, -(-(min((count for count in cpus if count), default=1) - 1) // 8))
 
 
 def waiting_for_nodes(*, cpus: float, gpus: float = 0, processes: int = 1) -> str | None:
