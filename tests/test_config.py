@@ -402,7 +402,7 @@ def test_train_needs_shards_and_an_output(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("argv", "name", "value"),
     [
-        (["--model-args", "filters=48,128", "depth=2"], "model_args", {"filters": (48, 128), "depth": 2}),
+        (["--model-args", "filters=64,96", "depth=2"], "model_args", {"filters": (64, 96), "depth": 2}),
         (["--model-args", "filters=48,"], "model_args", {"filters": (48,)}),
         ([], "model_args", {}),
         (["--sigma", "0:75"], "sigma", (0.0, 75.0)),
@@ -429,9 +429,9 @@ def test_values_of_train(argv: list[str], name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("model_args: {filters: [48, 128], depth: 2}", {"model_args": {"filters": (48, 128), "depth": 2}}),
+        ("model_args: {filters: [64, 96], depth: 2}", {"model_args": {"filters": (64, 96), "depth": 2}}),
         ("model_args: {filters: [48]}", {"model_args": {"filters": (48,)}}),
-        ("model_args: ['filters=48,128', depth=2]", {"model_args": {"filters": (48, 128), "depth": 2}}),
+        ("model_args: ['filters=64,96', depth=2]", {"model_args": {"filters": (64, 96), "depth": 2}}),
         ("model-args: depth=3", {"model_args": {"depth": 3}}),
         ("model_args: {}", {}),
         ("sigma: 25", {"sigma": (25.0, 25.0)}),
@@ -458,7 +458,7 @@ def test_train_reads_a_file(tmp_path: Path, text: str, expected: dict[str, Any])
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model_args: [[48, 128]]", "model_args is [48, 128]; allowed: of the network's builder, such as filters=48,"),
+        ("model_args: [[64, 96]]", "model_args is [64, 96]; allowed: of the network's builder, such as filters=64,"),
         ("model_args: {depth: 2.5}", "model_args is 'depth=2.5'; allowed: of the network's builder"),
         ("model_args: {filters: []}", "model_args is 'filters='; allowed: of the network's builder"),
         ("sigma: [1, 2, 3]", "sigma is [1, 2, 3]; allowed: levels of the Gaussian noise"),

@@ -29,10 +29,10 @@ def test_the_default_is_described_for_people(capsys: pytest.CaptureFixture[str])
     scores = read_card(locate("default")).scores["rows"]["CBSD68"]
     for line in (
         "RGB pictures and the noise level, sigma 0 to 75",
-        "1,406,784",
-        "kMAC per pixel; 198.7 in tiles of 512, 152.9 in tiles of 1024 (halo included)",
+        "1,023,744",
+        "kMAC per pixel; 200.4 in tiles of 512, 154.2 in tiles of 1024 (halo included)",
         "54 pixels around a cell of 4x4; halo 56",
-        "H/2 x W/2 x 48",
+        "H/2 x W/2 x 64",
         "CBSD68: " + ", ".join(f"{sigma} {psnr}" for sigma, psnr in scores.items()),
         "command: python -m raydenoise.pipelines.single",
     ):

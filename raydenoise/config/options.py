@@ -47,7 +47,7 @@ def shown(value: object, comma: str = ",") -> str:
 
 
 def assignments(values: Mapping[str, object]) -> list[str]:
-    """Write a mapping as the command line takes it: "depth=2", "filters=48,128", and "filters=48," of one."""
+    """Write a mapping as the command line takes it: "depth=2", "filters=64,96", and "filters=48," of one."""
     return [
         f"{name}={shown(tuple(value)) + ',' * (len(value) == 1) if isinstance(value, list | tuple) else value}"
         for name, value in values.items()

@@ -14,7 +14,7 @@ TRAINING_PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def model_argument(text: object) -> tuple[str, Any]:
-    """Read one argument of a network's builder: "depth=2", "filters=48,128"; "filters=48," is a list of one."""
+    """Read one argument of a network's builder: "depth=2", "filters=64,96"; "filters=48," is a list of one."""
     name, equals, value = str(text).partition("=")
     try:
         numbers = tuple(int(part) for part in value.removesuffix(",").split(","))
@@ -50,7 +50,7 @@ class TrainConfig:
     output: str = option("folder of the run: checkpoints, metrics, bundle", metavar="RUN")
     model: str = option("the network", default="resunet", choices=NETWORKS)
     model_args: dict[str, Any] = option(
-        "of the network's builder, such as filters=48,128 depth=2",
+        "of the network's builder, such as filters=64,96 depth=2",
         default=(),
         read=model_argument,
         yaml=(str, dict),

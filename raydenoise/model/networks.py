@@ -135,8 +135,8 @@ def _two_convs(x: Any, width: int) -> Any:
     return x
 
 
-def resunet(*, filters: Sequence[int] = (48, 128), depth: int = 2, channels: int = 3) -> Network:
-    """The default: a residual U-Net on space-to-depth pixels, with a noise map: 121 kMAC per pixel, 1.4 M parameters.
+def resunet(*, filters: Sequence[int] = (64, 96), depth: int = 2, channels: int = 3) -> Network:
+    """The default: a residual U-Net on space-to-depth pixels, with a noise map: 122 kMAC per pixel, 1.0 M parameters.
 
     Picture around 0 + sigma plane -> space-to-depth 2 -> conv 3x3 -> `depth` residual blocks per level on the way down
     and up, 2 * `depth` at the bottom, 2x2 stride-2 convolutions between levels, skips added -> conv 3x3 (zero at the

@@ -8,9 +8,9 @@ from raydenoise.model.cost import layer_costs, macs_per_pixel, macs_with_halo
 
 # 3x3 kernels. Convolutions at full, half and quarter size; transposed ones from an eighth, a quarter, half; the last.
 AUTOENCODER = 9 * (3 * 32 + 32 * 64 / 4 + 64 * 128 / 16 + 128 * 128 / 64 + 128 * 64 / 16 + 64 * 32 / 4 + 32 * 3)
-# On half-size pixels: 16 to 48, two blocks of two down and two up, 48 to 12; the 2x2 convolutions between the levels,
+# On half-size pixels: 16 to 64, two blocks of two down and two up, 64 to 12; the 2x2 convolutions between the levels,
 # on a quarter of them; four blocks at the bottom.
-RESUNET = (9 * (16 * 48 + 8 * 48 * 48 + 48 * 12)) / 4 + (2 * 4 * 48 * 128 + 8 * 9 * 128 * 128) / 16
+RESUNET = (9 * (16 * 64 + 8 * 64 * 64 + 64 * 12)) / 4 + (2 * 4 * 64 * 96 + 8 * 9 * 96 * 96) / 16
 
 
 def cost(network: networks.Network) -> float | None:
@@ -25,7 +25,7 @@ def test_the_notebooks_autoencoder_costs_what_a_hand_finds() -> None:
 
 def test_the_default_costs_what_a_hand_finds() -> None:
     assert cost(networks.build("resunet")) == pytest.approx(RESUNET)
-    assert pytest.approx(121_000, rel=0.01) == RESUNET
+    assert pytest.approx(122_000, rel=0.01) == RESUNET
 
 
 @pytest.mark.parametrize(("name", "thousands"), [("autoencoder-wide", 86), ("unet", 141), ("dncnn", 557)])

@@ -106,7 +106,7 @@ def test_a_run_begins_with_the_weights_of_a_bundle(tmp_path: Path, tiny_bundle: 
         ({"model_args": {"kernel": 3}}, "model_args of resunet: kernel is unknown; allowed: filters, depth"),
         ({"model_args": {"width": 3}}, "model_args of resunet: width is unknown; did you mean depth?"),
         ({"model_args": {"filters": 8}}, "model_args do not fit resunet: "),
-        ({"model_args": {"depth": 0}}, "filters are (48, 128), depth is 0; allowed: one level or more, depth 1 or"),
+        ({"model_args": {"depth": 0}}, "filters are (64, 96), depth is 0; allowed: one level or more, depth 1 or"),
     ],
 )
 def test_what_a_run_cannot_begin_with_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
