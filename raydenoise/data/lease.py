@@ -1,8 +1,8 @@
 """One job at a time on a folder: a lease in it, renewed while the job lives.
 
 A lease is a file OUT/lease/000001.json, and the one with the highest number counts. It is taken by creating the next
-number, which of several that try only one can (a hard link on a disk, If-None-Match on an object store), so that no
-clock of any machine matters. A holder writes its own file anew every few seconds; one that stands still for
+number, which of several that try only one can (a hard link or O_EXCL on a disk, If-None-Match on an object store), so
+that no clock of any machine matters. A holder writes its own file anew every few seconds; one that stands still for
 `LEASE_SECONDS` by the clock of who watches it is dead, and so at once is a process of this machine that is gone.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from raydenoise.data import storage
-from raydenoise.data.place import Place
+from raydenoise.data.place import Place, Remote
 
 FOLDER = "lease"
 LEASE_SECONDS = 30.0  # a lease that stood still so long is no one's
@@ -44,7 +44,7 @@ class Lease:
         self.number, self.after_dead, self.holder = number, after_dead, uuid.uuid4().hex
         self._folder, self._seconds = root / FOLDER, seconds
         self._content: dict[str, Any] = {"holder": self.holder, **_process(), "beat": 0, "held": True}
-        storage.create(self._file, _encoded(self._content))
+        storage.create(self._file, _encoded(self._content), whole=False)
         self._renewed = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew_on, daemon=True, name="lease")
@@ -99,28 +99,37 @@ def check_free(root: Place, *, seconds: float = LEASE_SECONDS) -> int:
     """Check that no job writes a folder; returns the number of the newest lease, which nobody holds, or 0.
 
     Raises:
-        ValueError: one does.
+        ValueError: one does, or the credentials of a bucket cannot take a lease.
     """
+    if isinstance(root, Remote):
+        try:
+            root.check_create()
+        except OSError as error:
+            raise ValueError(f"output {str(root)!r} cannot be written to: {error}") from error
     number, content = newest(root)
     if content is not None and is_alive(root, number, content, seconds=seconds):
         raise ValueError(
             f"output {str(root)!r} is being written by process {content['pid']} on {content['host']}; allowed: one job "
-            "at a time; raydenoise status tells how far it is"
+            "at a time (how far one of raydenoise denoise is, raydenoise status tells)"
         )
     return number
 
 
 @contextmanager
-def held(root: Place, *, seconds: float = LEASE_SECONDS, free: int = 0) -> Iterator[Lease]:
+def held(
+    root: Place, *, seconds: float = LEASE_SECONDS, free: int = 0, check: Callable[[], None] = lambda: None
+) -> Iterator[Lease]:
     """Hold a folder's lease.
 
     Args:
         root: the folder.
         seconds: how long a lease may stand still.
         free: number of a lease that `check_free` found free.
+        check: what was checked of the folder before, and is again: another job may have come and gone.
 
     Raises:
         ValueError: another job holds it, or it cannot be written.
+        Exception: of `check`.
     """
     try:
         number, content = newest(root)
@@ -133,6 +142,7 @@ def held(root: Place, *, seconds: float = LEASE_SECONDS, free: int = 0) -> Itera
     except OSError as error:
         raise ValueError(f"output {str(root)!r} cannot be written to: {error}") from error
     with at_end(lease.release):
+        check()
         yield lease
 
 

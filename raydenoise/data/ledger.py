@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from raydenoise.data import lease, storage
 from raydenoise.data.manifest import DENOISING_KIND, Output, part_name
-from raydenoise.data.place import Place
+from raydenoise.data.place import Place, Remote
 from raydenoise.data.schema import METRICS, SOURCES
 
 DIGEST = "S16"  # 128 bits of a key: two million take 32 MB, and no two of them ever agree
@@ -151,6 +152,20 @@ class Commits:
 
     output: Output
     lease: lease.Lease
+
+    def check_disk(self) -> None:
+        """Raise ValueError where a disk cannot create files whole and each once; a bucket that made the lease can."""
+        if isinstance(self.output.root, Remote):
+            return
+        probe = self.output.root / f".{uuid.uuid4().hex}.partial"  # which the next job would remove
+        try:
+            storage.create(probe, b"")
+        except OSError as error:
+            raise ValueError(
+                f"rows cannot be committed in output {str(self.output.root)!r}: {error}; allowed: a disk with hard "
+                "links (SMB and exFAT have none), or a bucket"
+            ) from error
+        probe.unlink()
 
     def next(self) -> int:
         """The number behind those of all files."""

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from raydenoise import __version__
 from raydenoise.data import storage
-from raydenoise.data.lease import at_end
+from raydenoise.data.lease import FOLDER, at_end
 from raydenoise.data.place import Place, Remote
 from raydenoise.data.storage import publish_json, publish_table
 
@@ -122,12 +122,13 @@ def check_writable(root: Place) -> None:
 
 
 def check_empty(root: Place) -> None:
-    """Raise ValueError where an output folder holds anything, or cannot be one."""
+    """Raise ValueError where an output folder holds anything but leases, or cannot be one."""
     check_writable(root)
     if isinstance(root, Remote):
-        held = sorted({name.split("/")[0] for name in storage.walk(root)})
+        names = {name.split("/")[0] for name in storage.walk(root)}
     else:
-        held = sorted(path.name for path in root.iterdir()) if root.exists() else []
+        names = {path.name for path in root.iterdir()} if root.exists() else set()
+    held = sorted(names - {FOLDER})
     if held:
         some = ", ".join(held[:3]) + (", ..." if len(held) > 3 else "")
         raise ValueError(f"output {str(root)!r} already holds something ({some}); allowed: a new or an empty folder")

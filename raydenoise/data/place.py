@@ -155,14 +155,18 @@ class Remote:
             FileExistsError: it is there.
             OSError: it cannot be written, or only a profile in a file has Amazon's credentials.
         """
-        if self.scheme == "s3":
-            clients.check_keys()
+        self.check_create()
         try:
             with _as_oserror(self):
                 obstore.put(*self._named, data, mode="create")
         except FileExistsError:
             if self.read_bytes() != data:
                 raise
+
+    def check_create(self) -> None:
+        """Raise OSError where only a profile in a file has Amazon's credentials, so that nothing can be created."""
+        if self.scheme == "s3":
+            clients.check_keys()
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove the object."""

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from raydenoise.data.place import Place, place
 from raydenoise.data.schema import PATCHES, SPLITS, Split
-from raydenoise.data.storage import open_parquet, publish, publish_json, size
+from raydenoise.data.storage import open_parquet, publish, size
 
 KIND, VERSION = "raydenoise shards", 1
+HEAD = {"kind": KIND, "version": VERSION}  # of a manifest: tells it from others
 MANIFEST = "manifest.json"
 GROUP_BYTES = 1_000_000  # pixels of a row group, what a reader of random groups takes at a time: 20 of 128x128x3
 DTYPES = ("uint8", "uint16")
@@ -231,12 +232,6 @@ def is_shards(folder: str | Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("kind") == KIND
-
-
-def write_manifest(root: Place, content: dict[str, Any]) -> None:
-    """Replace the manifest of a folder of shards; adds what tells it from others."""
-    content = {"kind": KIND, "version": VERSION, **content}
-    publish_json(root / MANIFEST, content)
 
 
 def read_manifest(folder: str | Path) -> ShardSet:

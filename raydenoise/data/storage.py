@@ -29,6 +29,8 @@ Done = TypeVar("Done")
 
 # Of NFS: a server that starts anew, a file that another machine replaced, a soft mount whose server is silent.
 TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+# What a hard link meets on a disk that has none: SMB, exFAT, some FUSE.
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 PAUSES = (0.5, 2.0)  # seconds; a disk that is broken costs no more of them a picture
 # What removing a folder meets where others write or remove in it: workers outlive a driver by seconds.
 RACES = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
@@ -112,11 +114,17 @@ def _publish_local(path: Path, data: bytes | memoryview, *, aside: Path) -> None
         raise
 
 
-def create(path: Place, data: bytes) -> None:
+def create(path: Place, data: bytes, *, whole: bool = True) -> None:
     """Write a file that is not there yet: of several that try, one succeeds, and nobody sees a part of it.
+
+    Args:
+        path: of the file.
+        data: its content.
+        whole: fail on a disk without hard links, where others might see a part of it.
 
     Raises:
         FileExistsError: it is there.
+        OSError: it cannot be written.
     """
     if isinstance(path, Remote):
         path.create(data)
@@ -126,6 +134,11 @@ def create(path: Place, data: bytes) -> None:
     try:
         partial.write_bytes(data)
         path.hardlink_to(partial)  # unlike a rename, it fails where the name is taken
+    except OSError as error:
+        if whole or error.errno not in NO_LINKS:
+            raise
+        with path.open("xb") as file:
+            file.write(data)
     finally:
         partial.unlink(missing_ok=True)
 

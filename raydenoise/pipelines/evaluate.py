@@ -20,6 +20,7 @@ from raydenoise.config import EvaluateConfig
 from raydenoise.config.evaluate import SIGMAS
 from raydenoise.core.classical import CLASSICAL, check_installed
 from raydenoise.data import inputs, storage
+from raydenoise.data.lease import check_free, held
 from raydenoise.data.manifest import EVALUATION_KIND, RowWriter, check_empty, recorded, versions
 from raydenoise.data.place import Place, place
 from raydenoise.data.schema import EVALUATED, EVALUATION, EVALUATION_SOURCES
@@ -64,7 +65,9 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     root = place(config.output, argument="output")
-    check_empty(root)
+    check_output = partial(check_empty, root)
+    check_output()
+    free = check_free(root)
     sources, paired = list_sources(config)
     models = read_models(config)
     task = make_task(config, models, paired=paired)
@@ -85,7 +88,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         wait()
         check_shared(_read_files(sources), output=root)
         manifest["ray"] = {"address": address or "local", "plan": asdict(plan)}
-        with recorded(root, manifest):
+        with held(root, free=free, check=check_output) as lease, recorded(root, manifest, allowed=lease.check):
             try:
                 rows = _execute(task, root=root, sources=sources, models=models, plan=plan)
             except ValueError as error:  # Ray's task errors take the type of their cause: no argument is to blame here

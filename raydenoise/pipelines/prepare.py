@@ -18,10 +18,11 @@ import ray.data
 from raydenoise.config import PrepareConfig
 from raydenoise.data import inputs, storage
 from raydenoise.data.layout import Piece, Shard, Surveyed, lay_out
-from raydenoise.data.manifest import check_empty, utc_now, versions
+from raydenoise.data.lease import check_free, held
+from raydenoise.data.manifest import check_empty, recorded, versions
 from raydenoise.data.place import Place, place
 from raydenoise.data.schema import FAILURES, PICTURES, SHARDS, SPLITS, SURVEY, WRITTEN
-from raydenoise.data.shards import MANIFEST, read_shard, write_manifest
+from raydenoise.data.shards import HEAD, MANIFEST, read_shard
 from raydenoise.pipelines.cutter import Cutter
 from raydenoise.pipelines.displays import Display
 from raydenoise.pipelines.session import (
@@ -77,38 +78,33 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     root = place(config.output, argument="output")
-    check_empty(root)
+    check_output = partial(check_empty, root)
+    check_output()
+    free = check_free(root)
     pictures = list_pictures(config)
     result = Result(len(pictures))
     address = cluster_address(config.address)
-    facts = {
+    manifest: dict[str, Any] = {
+        **HEAD,
         "patch": config.patch,
         "paired": config.clean is not None,
         "seed": config.seed,
         "config": asdict(config),
         "versions": versions(),
         "ray": {"address": address or "local"},
-        "started_at": utc_now().isoformat(),
     }
     with session(address, cpus=cores(), gpus=0, verbose=config.verbose):
         check_shared(_read_files(pictures), output=root)
         configure_data(block_bytes=BLOCK_BYTES, verbose=config.verbose)
         _survey(config, pictures, result)
         _check_patches(result)
-        shards = lay_out(result.usable, config.split, seed=config.seed)
-        status = "broken"  # unless it ends otherwise
-        write_manifest(root, {"status": "running", **facts})
-        try:
-            _write(config, shards, result)
-            _publish_failures(root, result)
-            _draw_sheets(root, result)
-            status = "finished"
-        except (KeyboardInterrupt, SystemExit):  # `ray job stop` raises the latter
-            status = "interrupted"
-            raise
-        finally:
-            outcome = {"finished_at": utc_now().isoformat(), **_outcome(result)}
-            write_manifest(root, {"status": status, **facts, **outcome})
+        with held(root, free=free, check=check_output) as lease, recorded(root, manifest, allowed=lease.check):
+            try:
+                _write(config, lay_out(result.usable, config.split, seed=config.seed), result)
+                _publish_failures(root, result)
+                _draw_sheets(root, result)
+            finally:
+                manifest |= _outcome(result)
     return _summary(result, seconds=time.monotonic() - started, output=str(root))
 
 

@@ -17,6 +17,7 @@ import ray.train
 from ray.train.tensorflow import TensorflowTrainer
 
 from raydenoise.config import TrainConfig
+from raydenoise.data.lease import check_free, held
 from raydenoise.data.manifest import TRAINING_KIND, recorded, versions
 from raydenoise.data.place import Remote, place
 from raydenoise.data.shards import MANIFEST, ShardSet, read_manifest
@@ -98,7 +99,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
     address = cluster_address(config.address)
     precision = known_precision(config, root, private=address is None)
     ready = settle(config, shards, begin(config, shards), precision=precision)
-    open_run(config, root, ready.facts())
+    check_output = partial(open_run, config, root, ready.facts())
+    check_output()
+    free = check_free(root)
     with session(address, cpus=local_cpus(config), niceness=NICENESS, verbose=config.verbose):
         resources = plan(config, private=address is None)
         check_shared([str(shards.root / MANIFEST)] if isinstance(shards.root, Path) else [], output=root)
@@ -113,7 +116,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             "ray": address or "local",
             "versions": versions(),
         }
-        with recorded(root, manifest):
+        with held(root, free=free, check=check_output) as lease, recorded(root, manifest, allowed=lease.check):
             best, manifest["workers"] = fit(config, task, resources)
             if any(shards.rows(split) for split in ("validation", "test")):
                 say("measuring the best checkpoint on the validation and test patches", quiet=config.quiet)

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ray.tune.schedulers import ASHAScheduler
 from raydenoise import tuning
 from raydenoise.config import TrainConfig, TuneConfig
 from raydenoise.config.space import Space
+from raydenoise.data.lease import check_free, held
 from raydenoise.data.manifest import recorded, versions
 from raydenoise.data.shards import MANIFEST, read_manifest
 from raydenoise.pipelines.checks import fingerprint, open_run, trained_in
@@ -96,7 +98,9 @@ def run(config: TuneConfig) -> dict[str, Any]:
         "settings": {name: getattr(config, name) for name in SETTINGS},
         "shards": fingerprint(shards),
     }
-    open_run(config, root, facts, kind=KIND, noun="tuning")
+    check_output = partial(open_run, config, root, facts, kind=KIND, noun="tuning")
+    check_output()
+    free = check_free(root)
     address = cluster_address(config.address)
     # Without a dashboard Ray Train never learns that a trial was stopped, and keeps its workers' CPUs for ever.
     with session(address, cpus=_local_cpus(config), dashboard=True, niceness=NICENESS, verbose=config.verbose):
@@ -115,7 +119,7 @@ def run(config: TuneConfig) -> dict[str, Any]:
             "ray": address or "local",
             "versions": versions(),
         }
-        with recorded(root, manifest):
+        with held(root, free=free, check=check_output) as lease, recorded(root, manifest, allowed=lease.check):
             search(config, job, combinations, concurrent=concurrent)
             ended = tuning.read_trials(root, combinations)
             summary = conclude(root, space, ended, seconds=time.monotonic() - started)

@@ -1,16 +1,20 @@
 """Laws of leases: one job at a time; a dead one blocks nobody; a lost one commits nothing."""
 
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import pytest
 
 from raydenoise.data import storage
-from raydenoise.data.lease import FOLDER, Lease, LeaseLostError, held, is_alive, newest
+from raydenoise.data.lease import FOLDER, Lease, LeaseLostError, check_free, held, is_alive, newest
+from raydenoise.data.ledger import Commits
+from raydenoise.data.manifest import Output
 from raydenoise.data.place import Place, place
 
 
@@ -37,6 +41,17 @@ def test_a_second_job_is_refused_while_the_first_lives(root: Place) -> None:
     assert storage.names(root / FOLDER) == [f"{again.number:06d}.json"]
 
 
+def test_what_was_checked_before_is_checked_again_under_the_lease(root: Place) -> None:
+    def fails() -> None:
+        with pytest.raises(ValueError, match="is being written by process"):
+            check_free(root)
+        raise ValueError("another job came and went")
+
+    with pytest.raises(ValueError, match=r"^another job came and went$"), held(root, check=fails):
+        pytest.fail("it must not begin")
+    assert check_free(root) == 1, "it is free for the next one"
+
+
 def test_of_many_that_come_at_once_one_gets_it(root: Place) -> None:
     leases, refused = [], []
 
@@ -56,6 +71,31 @@ def test_of_many_that_come_at_once_one_gets_it(root: Place) -> None:
         thread.join()
     assert (len(leases), len(refused)) == (1, 5)
     leases[0].__exit__(None, None, None)
+
+
+def without_links(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Make hard links fail as on a disk that has none."""
+
+    def fails(self: Path, *_: Any) -> None:
+        raise OSError(code, os.strerror(code), str(self))
+
+    monkeypatch.setattr(Path, "hardlink_to", fails)
+
+
+@pytest.mark.parametrize("code", storage.NO_LINKS)
+def test_a_disk_without_hard_links_has_leases_and_no_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    without_links(monkeypatch, code)
+    test_a_second_job_is_refused_while_the_first_lives(tmp_path / "one")
+    test_of_many_that_come_at_once_one_gets_it(tmp_path / "many")
+    output = Output(tmp_path / "out")
+    with held(output.root) as lease:
+        with pytest.raises(ValueError, match=r"^rows cannot be committed in output '.*out': .*; allowed: a disk with"):
+            Commits(output, lease).check_disk()
+        monkeypatch.undo()
+        Commits(output, lease).check_disk()
+        assert [path.name for path in output.root.iterdir()] == [FOLDER]
 
 
 def test_another_machines_lease_counts_while_it_moves(root: Place) -> None:

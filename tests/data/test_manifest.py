@@ -3,6 +3,7 @@
 import json
 from contextlib import ExitStack, nullcontext
 from datetime import UTC
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydenoise.data.lease import LeaseLostError
+from raydenoise.data.lease import LeaseLostError, held
 from raydenoise.data.manifest import (
     PART_ROWS,
     PART_SECONDS,
@@ -22,6 +23,7 @@ from raydenoise.data.manifest import (
     utc_now,
     versions,
 )
+from raydenoise.data.place import place
 from raydenoise.data.schema import METRICS, metrics_table
 from raydenoise.data.storage import publish_json
 
@@ -61,9 +63,19 @@ def test_an_empty_folder_is_empty(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_leases_leave_a_folder_empty(tmp_path: Path, bucket: str) -> None:
+    for root in (place(tmp_path / "out"), place(f"{bucket}/out")):
+        with held(root, check=partial(check_empty, root)):
+            check_empty(root)
+        check_empty(root)
+        (root / "file").write_bytes(b"")
+        with pytest.raises(ValueError, match=r"already holds something \(file\)"):
+            check_empty(root)
+
+
 def test_a_folder_with_anything_in_it_is_refused(tmp_path: Path) -> None:
-    for held, shown in (("b", "b"), ("a", "a, b"), (".c", ".c, a, b"), ("d", ".c, a, b, ...")):
-        (tmp_path / held).mkdir()
+    for name, shown in (("b", "b"), ("a", "a, b"), (".c", ".c, a, b"), ("d", ".c, a, b, ...")):
+        (tmp_path / name).mkdir()
         message = rf"^output '.*' already holds something \({shown}\); allowed: a new or an empty folder$"
         with pytest.raises(ValueError, match=message):
             check_empty(tmp_path)

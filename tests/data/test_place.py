@@ -11,6 +11,7 @@ import pytest
 
 from raydenoise.core.image import ImageError
 from raydenoise.data import clients, inputs, storage
+from raydenoise.data.lease import check_free
 from raydenoise.data.place import FIRST, Place, Remote, place
 
 
@@ -194,6 +195,8 @@ def test_a_profile_that_cannot_take_a_lease_is_said_at_once(
     with pytest.raises(OSError, match=f"^{said}") as caught:
         storage.create(place("s3://bucket/lease"), b"")
     assert "a-%secret" not in str(caught.value)
+    with pytest.raises(ValueError, match=f"^output 's3://bucket/out' cannot be written to: {said}"):
+        check_free(place("s3://bucket/out"))
     monkeypatch.setenv("AWS_PROFILE", "another")  # which holds nothing: a machine's role is asked
     clients.check_keys()
     monkeypatch.setenv("AWS_PROFILE", "mine")

@@ -14,16 +14,18 @@ import pytest
 from raydenoise.data.schema import PATCHES, SPLITS
 from raydenoise.data.shards import (
     GROUP_BYTES,
+    HEAD,
     KIND,
+    MANIFEST,
     VERSION,
     Patch,
     ShardFile,
     ShardSet,
     read_group,
     read_manifest,
-    write_manifest,
     write_shard,
 )
+from raydenoise.data.storage import publish_json
 
 
 def patch(number: int, *, side: int = 8, channels: int = 3, dtype: str = "uint8", paired: bool = False) -> Patch:
@@ -40,8 +42,8 @@ def write_set(root: Path, *, rows: int = 3, **more: Any) -> dict[str, Any]:
         file = write_shard(root / name, map(patch, range(rows)), split=split)
         splits[split]["files"].append({"name": name, "rows": file.rows, "bytes": file.bytes})
     facts = {"patch": 8, "paired": False, "seed": 5, "dtypes": ["uint8"], "channels": [3]}
-    content = {"status": "finished", **facts, "splits": splits, **more}
-    write_manifest(root, content)
+    content = {**HEAD, "status": "finished", **facts, "splits": splits, **more}
+    publish_json(root / MANIFEST, content)
     return content
 
 
@@ -177,7 +179,7 @@ def test_an_unfinished_run_is_refused(tmp_path: Path, status: str | None) -> Non
 @pytest.mark.parametrize("lost", ["patch", "splits", "dtypes"])
 def test_a_garbled_manifest_is_refused(tmp_path: Path, lost: str) -> None:
     content = write_set(tmp_path)
-    write_manifest(tmp_path, {name: value for name, value in content.items() if name != lost})
+    publish_json(tmp_path / MANIFEST, {name: value for name, value in content.items() if name != lost})
     refused(tmp_path, f"{tmp_path}/manifest.json lacks or garbles '{lost}'; run raydenoise prepare again")
 
 

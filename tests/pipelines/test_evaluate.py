@@ -19,8 +19,10 @@ from raydenoise.core.image import decode
 from raydenoise.core.metrics import as_float, quality
 from raydenoise.core.noise import add_awgn
 from raydenoise.data.layout import generator
+from raydenoise.data.lease import check_free, held
 from raydenoise.data.schema import EVALUATION
-from raydenoise.data.shards import Patch, write_manifest, write_shard
+from raydenoise.data.shards import HEAD, MANIFEST, Patch, write_shard
+from raydenoise.data.storage import publish_json
 from raydenoise.model import bundle, networks
 from raydenoise.model.denoiser import Denoiser
 from raydenoise.pipelines import evaluate
@@ -81,8 +83,13 @@ def write_shards(root: Path, *, paired: bool = False) -> Path:
     listed = {"name": "test/part-00000.parquet", "rows": file.rows, "bytes": file.bytes}
     splits = {"train": {"files": []}, "validation": {"files": []}, "test": {"files": [listed]}}
     facts = {"patch": SIDE, "paired": paired, "dtypes": ["uint8"], "channels": [3], "seed": 0}
-    write_manifest(root, {"status": "finished", **facts, "splits": splits})
+    publish_json(root / MANIFEST, {**HEAD, "status": "finished", **facts, "splits": splits})
     return root
+
+
+def test_one_job_at_a_time_writes_an_evaluation(tmp_path: Path, pictures: Path) -> None:
+    with held(tmp_path / "eval"), pytest.raises(ValueError, match="is being written by process"):
+        evaluate.run(EvaluateConfig(input=str(pictures), output=str(tmp_path / "eval"), models=("median",)))
 
 
 def test_a_set_is_evaluated_as_one_process_does_alone(
@@ -96,6 +103,7 @@ def test_a_set_is_evaluated_as_one_process_does_alone(
     )
 
     assert done.returncode == 3, done.stderr
+    assert check_free(output) == 1
     found = results(output)
     (bad,) = [row for row in found if row["status"] == "error"]
     assert (bad["key"], bad["method"]) == ("corrupt.png", None)
@@ -148,6 +156,7 @@ def test_a_set_is_evaluated_as_one_process_does_alone(
     with PIL.Image.open(output / "sheet.png") as sheet:
         assert sheet.width == 5 * 160 + 10, "clean, noisy and three methods side by side"
     assert sorted(path.name for path in output.iterdir()) == [
+        "lease",
         "manifest.json",
         "results",
         "sheet.png",

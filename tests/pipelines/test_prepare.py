@@ -18,6 +18,7 @@ import tifffile
 from raydenoise.config import PrepareConfig
 from raydenoise.core.image import decode
 from raydenoise.data import layout
+from raydenoise.data.lease import check_free, held
 from raydenoise.data.schema import FAILURES, PATCHES, SPLITS
 from raydenoise.data.shards import Patch, ShardSet, read_group, read_manifest
 from raydenoise.pipelines import prepare
@@ -148,6 +149,7 @@ def test_what_was_not_used_is_reported_and_counted(run: Any, collection: Path, t
     assert sum(split["patches"] for split in manifest["splits"].values()) == summary["patches"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "failures.parquet",
+        "lease",
         "manifest.json",
         "test",
         "test.png",
@@ -269,6 +271,34 @@ def between_passes(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]
     monkeypatch.setattr(prepare, "lay_out", lay_out)
 
 
+def test_one_job_at_a_time_writes_a_folder(
+    run: Any, collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, written = tmp_path / "out", "is being written by process"
+    with held(output), pytest.raises(ValueError, match=written):
+        run(collection)
+
+    def look() -> None:
+        with pytest.raises(ValueError, match=written):
+            check_free(output)
+
+    between_passes(monkeypatch, look)
+    run(collection)
+    check_free(output)
+
+    def come_and_go() -> None:
+        with held(tmp_path / "other"):
+            (tmp_path / "other" / "manifest.json").write_text("another job's")
+
+    survey = prepare._survey
+    monkeypatch.setattr(prepare, "_survey", lambda *arguments: (survey(*arguments), come_and_go()))
+    with pytest.raises(
+        ValueError, match=r"already holds something \(manifest\.json\); allowed: a new or an empty folder"
+    ):
+        run(collection, output=str(tmp_path / "other"))
+    assert (tmp_path / "other" / "manifest.json").read_text() == "another job's"
+
+
 def test_what_changes_or_vanishes_in_between_is_reported(
     run: Any, collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,7 +334,6 @@ def test_an_output_that_cannot_be_written_breaks_the_job(
     run: Any, collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def block() -> None:
-        (tmp_path / "out").mkdir()
         (tmp_path / "out" / "train").write_text("in the way")
 
     between_passes(monkeypatch, block)

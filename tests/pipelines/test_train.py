@@ -25,7 +25,9 @@ import skimage.data
 from ray import cloudpickle
 
 from raydenoise.config import TrainConfig
-from raydenoise.data.shards import Patch, read_manifest, write_manifest, write_shard
+from raydenoise.data.lease import check_free, held
+from raydenoise.data.shards import HEAD, MANIFEST, Patch, read_manifest, write_shard
+from raydenoise.data.storage import publish_json
 from raydenoise.model import bundle, precision
 from raydenoise.model.denoiser import Denoiser
 from raydenoise.pipelines import checks, train
@@ -73,7 +75,7 @@ def write_shards(root: Path, *, paired: bool = False) -> Path:
         listed = {"name": f"{split}/part-00000.parquet", "rows": file.rows, "bytes": file.bytes}
         splits[split] = {"files": [listed]}
     facts = {"patch": SIDE, "paired": paired, "dtypes": ["uint8"], "channels": [3], "seed": 0}
-    write_manifest(root, {"status": "finished", **facts, "splits": splits})
+    publish_json(root / MANIFEST, {**HEAD, "status": "finished", **facts, "splits": splits})
     assert read_manifest(root).rows("train") > 100
     return root
 
@@ -127,6 +129,27 @@ def assert_same_bits(one: Path, other: Path) -> None:
     assert len(pairs) > 20
     for left, right in pairs:
         np.testing.assert_array_equal(left, right)
+
+
+def test_one_job_at_a_time_trains_a_run(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, written = tmp_path / "run", "is being written by process"
+    with held(root), pytest.raises(ValueError, match=written):
+        run(root)
+
+    def look(*_: Any) -> Any:
+        with pytest.raises(ValueError, match=written):
+            check_free(root)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "fit", look)
+    with pytest.raises(KeyboardInterrupt):
+        run(root)
+    with held(root), pytest.raises(ValueError, match=written):
+        run(root, resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        run(root, resume=True)
 
 
 def test_a_run_leaves_a_bundle_a_log_and_a_curve(undisturbed: Path) -> None:

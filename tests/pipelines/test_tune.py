@@ -22,6 +22,7 @@ from raydenoise import cli, tuning
 from raydenoise.config import TrainConfig, TuneConfig, parse
 from raydenoise.config.space import Space
 from raydenoise.data import storage
+from raydenoise.data.lease import check_free, held
 from raydenoise.data.shards import read_manifest
 from raydenoise.pipelines import group, train, tune
 from raydenoise.pipelines.combinations import check
@@ -78,6 +79,7 @@ def test_a_tuning_leaves_a_table_a_plot_and_a_config_that_trains(
             monkeypatch.setattr(module, "session", lambda *_, **__: nullcontext())
         summary = tune.run(settings)
         root = Path(settings.output)
+        assert check_free(root) == 1
         given = ["--config", str(root / "best.yaml"), "--steps", "4", "--quiet", str(shards)]
         trained = train.run(parse(TrainConfig, given, prog="", description=""))
     finally:
@@ -245,6 +247,12 @@ def test_a_tuning_is_resumed_with_the_same_space_alone(shards: Path, tmp_path: P
     with pytest.raises(ValueError, match=r"holds a tuning with another drawing; allowed: the same as before$"):
         tune.run(replace(settings, resume=True))
     with pytest.raises(ValueError, match=r"already holds something .*; or --resume to go on with a tuning$"):
+        tune.run(settings)
+
+
+def test_one_job_at_a_time_writes_a_tuning(shards: Path, tmp_path: Path) -> None:
+    settings = config(tmp_path / "work", shards)
+    with held(Path(settings.output)), pytest.raises(ValueError, match="is being written by process"):
         tune.run(settings)
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from raydenoise.data.manifest import DENOISING_KIND, EVALUATION_KIND, TRAINING_KIND
 from raydenoise.data.schema import EVALUATION, METRICS, TRAINING, metrics_table
-from raydenoise.data.shards import Patch, write_manifest, write_shard
+from raydenoise.data.shards import HEAD, MANIFEST, Patch, write_shard
+from raydenoise.data.storage import publish_json
 from raydenoise.report.sheets import patch_sheet
 from tests.report.rows import STARTED, MakeOut
 
@@ -67,9 +68,10 @@ def shards(tmp_path: Path) -> Path:
             patch_sheet([file], path=root / f"{split}.png")
             files = [{"name": f"{split}/part-00000.parquet", "rows": count, "bytes": file.bytes}]
         splits[split] = {"images": min(count, 1), "patches": count, "files": files}
-    write_manifest(
-        root,
+    publish_json(
+        root / MANIFEST,
         {
+            **HEAD,
             "status": "finished",
             "patch": 32,
             "paired": False,
