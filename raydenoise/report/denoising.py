@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence, Set
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
+from raydenoise.data.place import Place
 from raydenoise.data.schema import METRICS
 from raydenoise.report import metrics, outliers, plots
 from raydenoise.report.blocks import (
@@ -30,7 +30,7 @@ from raydenoise.report.query import Rows
 from raydenoise.report.views import compare
 
 
-def page(root: Path, manifest: dict[str, Any], *, pictures: int) -> Page:
+def page(root: Place, manifest: dict[str, Any], *, pictures: int) -> Page:
     """Describe a run.
 
     Args:

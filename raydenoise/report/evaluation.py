@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from raydenoise.data.place import Place
 from raydenoise.data.schema import EVALUATION
 from raydenoise.report import plots
 from raydenoise.report.blocks import (
@@ -30,7 +30,7 @@ EXTREMES = 3  # pictures that gained least, of each method and level
 GAIN = "psnr - psnr_noisy"
 
 
-def page(root: Path, manifest: dict[str, Any]) -> Page:
+def page(root: Place, manifest: dict[str, Any]) -> Page:
     """Describe an evaluation.
 
     Args:
@@ -78,7 +78,7 @@ def _tiles(summary: dict[str, Any]) -> list[Tile]:
     ]
 
 
-def _summary(root: Path) -> dict[str, Any]:
+def _summary(root: Place) -> dict[str, Any]:
     path = root / "summary.json"
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
@@ -89,7 +89,7 @@ def _summary(root: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read: {error}; allowed: as raydenoise evaluate wrote it") from error
 
 
-def _bytes(path: Path) -> bytes:
+def _bytes(path: Place) -> bytes:
     try:
         return path.read_bytes()
     except OSError:

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -19,6 +18,7 @@ from raydenoise.data.manifest import (
     check_writable,
     read_manifest,
 )
+from raydenoise.data.place import Place, place
 from raydenoise.data.shards import KIND as SHARDS_KIND
 from raydenoise.data.storage import publish
 from raydenoise.report import denoising, evaluation, plots, shards, training
@@ -26,7 +26,7 @@ from raydenoise.report.blocks import Page, data_uri
 
 PAGE, PLOTS = "report.html", "report"
 
-Describe = Callable[[Path, dict[str, Any], int], Page]
+Describe = Callable[[Place, dict[str, Any], int], Page]
 KINDS: Mapping[str, Describe] = {
     DENOISING_KIND: lambda root, manifest, pictures: denoising.page(root, manifest, pictures=pictures),
     TRAINING_KIND: lambda root, manifest, _: training.page(root, manifest),
@@ -42,8 +42,8 @@ def run(config: ReportConfig) -> dict[str, Any]:
     Raises:
         ValueError: it is no folder of a kind that has a report, or its tables cannot be read; nothing was written.
     """
-    root = Path(config.folder).absolute()
-    target = Path(config.output).absolute() if config.output else root
+    root = place(config.folder, argument="folder")
+    target = place(config.output, argument="output") if config.output else root
     kind, manifest = recognise(root)
     check_writable(target)
     page = KINDS[kind](root, manifest, config.pictures)
@@ -58,7 +58,7 @@ def run(config: ReportConfig) -> dict[str, Any]:
     return {"report": str(target / PAGE), "plots": [str(target / PLOTS / name) for name in drawn], "kind": page.kind}
 
 
-def recognise(root: Path) -> tuple[str, dict[str, Any]]:
+def recognise(root: Place) -> tuple[str, dict[str, Any]]:
     """Tell what a folder is by its manifest: a key of `KINDS`, and the manifest.
 
     Raises:

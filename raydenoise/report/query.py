@@ -1,14 +1,21 @@
 """SQL over parquet files: they are scanned in a stream, and only what a query groups or picks is held."""
 
 import glob
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset
 
 from raydenoise.data import storage
 from raydenoise.data.place import Place, Remote
+
+READERS = 16  # files of a bucket at once
 
 
 class Rows:
@@ -18,7 +25,9 @@ class Rows:
     """
 
     def __init__(self, folder: Place, schema: pa.Schema) -> None:
-        """Look at the files; a folder without any, or no folder, is a table without rows. Nothing is fetched.
+        """Look at the files; a folder without any, or no folder, is a table without rows.
+
+        Those of a bucket are fetched to a temporary folder, which goes with this: each is read by many queries.
 
         Raises:
             ValueError: a file cannot be read, or lacks a column.
@@ -26,12 +35,9 @@ class Rows:
         self._folder = folder
         self._connection = duckdb.connect(":memory:", config={"threads": 1, "autoinstall_known_extensions": False})
         try:
-            files = [folder / name for name in storage.names(folder) if name.endswith(".parquet")]
-            if files and isinstance(folder, Remote):
-                paths = [f"{folder.path}/{file.name}" for file in files]
-                held_there = pyarrow.dataset.dataset(paths, filesystem=folder.filesystem, format="parquet")
-                self._connection.register("rows", held_there)
-            elif files:
+            names = [name for name in storage.names(folder) if name.endswith(".parquet")]
+            files = self._fetch(names) if isinstance(folder, Remote) else [folder / name for name in names]
+            if files:
                 self._connection.read_parquet([glob.escape(str(file)) for file in files]).create_view("rows")
             else:
                 self._connection.register("rows", schema.empty_table())
@@ -41,6 +47,17 @@ class Rows:
         lacking = [name for name in schema.names if name not in held]
         if lacking:
             raise ValueError(f"{folder} lacks the columns {', '.join(lacking)}; allowed: files that raydenoise wrote")
+
+    def _fetch(self, names: Sequence[str]) -> list[Path]:
+        folder = Path(tempfile.mkdtemp(prefix="raydenoise-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+
+        def fetch(name: str) -> Path:
+            (folder / name).write_bytes((self._folder / name).read_bytes())
+            return folder / name
+
+        with ThreadPoolExecutor(READERS) as pool:
+            return list(pool.map(fetch, names))
 
     def all(self, query: str, *values: Any) -> list[dict[str, Any]]:
         """Run a query; a dict per row.

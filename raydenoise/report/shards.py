@@ -1,16 +1,16 @@
 """The page of a folder of shards."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from raydenoise.data.place import Place
 from raydenoise.data.schema import SPLITS
 from raydenoise.report.blocks import MISSING, Page, Section, Sheet, Table, Tile, how_it_ran, number, when
 
 SHEETS = {"train.png": "patches of the training split", "test.png": "patches of the test split"}
 
 
-def page(root: Path, manifest: dict[str, Any]) -> Page:
+def page(root: Place, manifest: dict[str, Any]) -> Page:
     """Describe what `raydenoise prepare` wrote.
 
     Args:
@@ -48,7 +48,7 @@ def page(root: Path, manifest: dict[str, Any]) -> Page:
     )
 
 
-def sheets(root: Path) -> Iterator[Sheet]:
+def sheets(root: Place) -> Iterator[Sheet]:
     """The sample sheets of a folder of shards that are there and can be read."""
     for name, told in SHEETS.items():
         try:

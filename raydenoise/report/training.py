@@ -1,9 +1,9 @@
 """The page of a training run."""
 
 import json
-from pathlib import Path
 from typing import Any
 
+from raydenoise.data.place import Place, place
 from raydenoise.data.schema import TRAINING
 from raydenoise.data.shards import KIND as SHARDS_KIND
 from raydenoise.report import plots, shards
@@ -32,7 +32,7 @@ LEVELS = {"psnr": "mean", "psnr_15": "sigma 15", "psnr_25": "sigma 25", "psnr_50
 SHOWN_OF_CARD = ("name", "architecture", "arguments", "channels", "noise_map", "sigma_range", "alignment", "radius")
 
 
-def page(root: Path, manifest: dict[str, Any]) -> Page:
+def page(root: Place, manifest: dict[str, Any]) -> Page:
     """Describe a training.
 
     Args:
@@ -70,10 +70,10 @@ def page(root: Path, manifest: dict[str, Any]) -> Page:
     )
 
 
-def _card(root: Path) -> tuple[dict[str, Any], str]:
+def _card(root: Place) -> tuple[dict[str, Any], str]:
     """The bundle's card, or why there is none."""
     try:
-        return json.loads((root / "bundle" / "card.json").read_text()), ""
+        return json.loads((root / "bundle" / "card.json").read_bytes()), ""
     except FileNotFoundError:
         return {}, "There is no bundle: it is written when a training ends."
     except (OSError, ValueError) as error:
@@ -153,10 +153,11 @@ def _samples(manifest: dict[str, Any]) -> Section | None:
     if not isinstance(folder, str):
         return None
     try:
-        content = json.loads((Path(folder) / "manifest.json").read_bytes())
+        there = place(folder)
+        content = json.loads((there / "manifest.json").read_bytes())
     except (OSError, ValueError):
         return None
     if not isinstance(content, dict) or content.get("kind") != SHARDS_KIND:
         return None
-    found = list(shards.sheets(Path(folder)))
+    found = list(shards.sheets(there))
     return Section("What it was trained from", found, text=folder) if found else None

@@ -63,4 +63,7 @@ def test_shards_run_and_evaluation_in_a_bucket(tmp_path: Path, kind: str, reques
     summary = json.loads(said)
     assert summary["ok"] == 6
     assert {"summary.json", "summary.md", "sheet.png", "manifest.json"} <= files(there / "eval").keys()
+    for folder in ("shards", "run", "eval"):
+        run("report", f"{bucket}/{folder}")
+        assert b"</html>" in (there / folder / "report.html").read_bytes()
     assert not any(b"a-secret-key" in data for data in {**held, **files(there / "eval")}.values())

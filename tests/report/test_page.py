@@ -10,6 +10,8 @@ import pytest
 
 from raydenoise import cli
 from raydenoise.config import ReportConfig
+from raydenoise.data import storage
+from raydenoise.data.place import place
 from raydenoise.report import page, plots
 from tests.report.rows import MakeOut, failure, row
 
@@ -73,6 +75,27 @@ def test_elsewhere_leaves_the_folder_as_it_was(make_out: MakeOut, tmp_path: Path
     assert sorted(root.rglob("*")) == before
     assert (tmp_path / "there" / "report.html").is_file()
     assert (tmp_path / "there" / "report" / "noise.png").is_file()
+
+
+@pytest.mark.parametrize("kind", ["bucket", "gs_bucket"])
+def test_a_folder_in_a_bucket_has_the_same_report(
+    make_out: MakeOut,
+    pictures: dict[str, str],
+    training: Path,
+    evaluation: Path,
+    shards: Path,
+    request: pytest.FixtureRequest,
+    kind: str,
+) -> None:
+    bucket = place(request.getfixturevalue(kind))
+    out = make_out([row(index) for index in range(7)] + [row(8, **pictures)])
+    for root in (out, training, evaluation, shards):
+        storage.publish_folder(root, bucket / root.name)
+        write(root)
+        there = bucket / root.name
+        assert page.run(ReportConfig(folder=str(there)))["report"] == f"{there}/report.html"
+        for name in ("report.html", *(f"report/{plot.name}" for plot in root.glob("report/*"))):
+            assert (there / name).read_bytes() == (root / name).read_bytes()
 
 
 def test_the_command_says_where_the_report_is(make_out: MakeOut, capsys: pytest.CaptureFixture[str]) -> None:
