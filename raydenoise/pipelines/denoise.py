@@ -73,7 +73,9 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
     address = cluster_address(config.address)
     with ExitStack() as stack:
         wait = stack.enter_context(tried({card.name: files}))
-        stack.enter_context(session(address, cpus=local_cpus(config), verbose=config.verbose))
+        stack.enter_context(
+            session(address, cpus=local_cpus(config), gpus=config.gpus_per_actor, verbose=config.verbose)
+        )
         make_plan(config, images=len(pictures))  # what it refuses, it refuses before anything is written
         wait()
         lease = stack.enter_context(held(output.root, free=free))

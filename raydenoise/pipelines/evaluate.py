@@ -82,7 +82,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     }
     with (
         tried({name: model[0] for name, model in models.items() if model is not None}) as wait,
-        session(address, cpus=local_cpus(config), verbose=config.verbose),
+        session(address, cpus=local_cpus(config), gpus=config.gpus_per_actor, verbose=config.verbose),
     ):
         plan = make_plan(config, images=len(sources))
         wait()

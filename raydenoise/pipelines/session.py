@@ -81,7 +81,7 @@ def session(
     address: str | None,
     *,
     cpus: int,
-    gpus: int | None = None,
+    gpus: float | None,
     dashboard: bool = False,
     niceness: int = RAY_NICENESS,
     verbose: bool,
@@ -91,7 +91,8 @@ def session(
     Args:
         address: of the cluster; None for a private local Ray.
         cpus: that a private local Ray declares.
-        gpus: that it declares; None for those of the machine, if TensorFlow finds any.
+        gpus: of each process of the job; None where there are any. Where they take none, a private local Ray declares
+            none, else those of the machine, if TensorFlow finds them.
         dashboard: start its dashboard too, which answers questions about actors; all its workers ask this one.
         niceness: of the workers of a private local Ray, unless the environment says another one.
         verbose: let Ray talk.
@@ -105,8 +106,8 @@ def session(
         os.environ.setdefault("RAY_worker_niceness", str(niceness))  # the name of Ray's option
         asked = dashboard_options() if dashboard else {"include_dashboard": False}
         start = partial(ray.init, address="local", num_cpus=cpus, **asked, **common)
-        start(num_gpus=gpus)
-        there = 0 if gpus is not None else ray.cluster_resources().get("GPU", 0)
+        start(num_gpus=0 if gpus == 0 else None)
+        there = 0 if gpus == 0 else ray.cluster_resources().get("GPU", 0)
         if there and not tensorflow_gpus():
             told = "and TensorFlow finds none: CPUs compute. docs/denoise.md tells what it lacks"
             sys.stderr.write(f"warning: this machine has {there:g} GPUs, {told}\n")

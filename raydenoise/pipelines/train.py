@@ -102,7 +102,13 @@ def run(config: TrainConfig) -> dict[str, Any]:
     check_output = partial(open_run, config, root, ready.facts())
     check_output()
     free = check_free(root)
-    with session(address, cpus=local_cpus(config), niceness=NICENESS, verbose=config.verbose):
+    with session(
+        address,
+        cpus=local_cpus(config),
+        gpus=config.gpus_per_worker,
+        niceness=NICENESS,
+        verbose=config.verbose,
+    ):
         resources = plan(config, private=address is None)
         check_shared([str(shards.root / MANIFEST)] if isinstance(shards.root, Path) else [], output=root)
         if precision is None:

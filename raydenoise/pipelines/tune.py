@@ -103,7 +103,14 @@ def run(config: TuneConfig) -> dict[str, Any]:
     free = check_free(root)
     address = cluster_address(config.address)
     # Without a dashboard Ray Train never learns that a trial was stopped, and keeps its workers' CPUs for ever.
-    with session(address, cpus=_local_cpus(config), dashboard=True, niceness=NICENESS, verbose=config.verbose):
+    with session(
+        address,
+        cpus=_local_cpus(config),
+        gpus=config.gpus_per_worker,
+        dashboard=True,
+        niceness=NICENESS,
+        verbose=config.verbose,
+    ):
         check_shared([str(shards.root / MANIFEST)] if isinstance(shards.root, Path) else [], output=root)
         concurrent = config.concurrent or _concurrent(config, private=address is None)
         resources = _plan(config, concurrent=concurrent, private=address is None)

@@ -238,7 +238,10 @@ def in_ray_train(arguments: argparse.Namespace) -> float:
 
     cores = len(os.sched_getaffinity(0))
     bare = argparse.Namespace(**{**vars(arguments), "child": "bare step", "threads": arguments.threads or cores})
-    with tempfile.TemporaryDirectory() as folder, session(None, cpus=cores + 1, niceness=NICENESS, verbose=False):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        session(None, cpus=cores + 1, gpus=None, niceness=NICENESS, verbose=False),
+    ):
         told = Path(folder) / "rate"
 
         def work() -> None:

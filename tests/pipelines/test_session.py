@@ -73,13 +73,15 @@ def test_a_cluster_may_bring_what_it_does_not_have_yet(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("found", "given", "declared"), [(0, None, [None, 0]), (2, None, [None]), (0, 2, [2])], ids=["none", "all", "told"]
+    ("found", "given", "declared"),
+    [(0, None, [None, 0]), (0, 0.5, [None, 0]), (2, None, [None]), (0, 0.0, [0])],
+    ids=["none", "asked", "all", "unused"],
 )
 def test_gpus_that_tensorflow_does_not_find_are_left_alone(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     found: int,
-    given: int | None,
+    given: float | None,
     declared: list[int | None],
 ) -> None:
     begun: list[int | None] = []
