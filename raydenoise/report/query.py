@@ -11,6 +11,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.dataset
 
 from raydenoise.data import storage
 from raydenoise.data.place import Place, Remote
@@ -24,10 +25,14 @@ class Rows:
     One thread: sums of floats then come out the same on every machine and every time.
     """
 
-    def __init__(self, folder: Place, schema: pa.Schema) -> None:
+    def __init__(self, folder: Place, schema: pa.Schema, *, fetch: bool = True) -> None:
         """Look at the files; a folder without any, or no folder, is a table without rows.
 
-        Those of a bucket are fetched to a temporary folder, which goes with this: each is read by many queries.
+        Args:
+            folder: of the files.
+            schema: of the rows.
+            fetch: for many queries: those of a bucket go to a temporary folder, which goes with this. Else each query
+                reads there what it needs.
 
         Raises:
             ValueError: a file cannot be read, or lacks a column.
@@ -36,11 +41,15 @@ class Rows:
         self._connection = duckdb.connect(":memory:", config={"threads": 1, "autoinstall_known_extensions": False})
         try:
             names = [name for name in storage.names(folder) if name.endswith(".parquet")]
-            files = self._fetch(names) if isinstance(folder, Remote) else [folder / name for name in names]
-            if files:
-                self._connection.read_parquet([glob.escape(str(file)) for file in files]).create_view("rows")
-            else:
+            if not names:
                 self._connection.register("rows", schema.empty_table())
+            elif isinstance(folder, Remote) and not fetch:
+                paths = [f"{folder.path}/{name}" for name in names]
+                there = pyarrow.dataset.dataset(paths, filesystem=folder.filesystem, format="parquet")
+                self._connection.register("rows", there)
+            else:
+                files = self._fetch(names) if isinstance(folder, Remote) else [folder / name for name in names]
+                self._connection.read_parquet([glob.escape(str(file)) for file in files]).create_view("rows")
             held = {str(entry[0]) for entry in self._connection.execute("DESCRIBE rows").fetchall()}
         except (duckdb.Error, OSError, pa.ArrowException) as error:
             raise self._unreadable(error) from error

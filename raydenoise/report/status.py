@@ -29,7 +29,7 @@ def run(config: StatusConfig) -> dict[str, Any]:
     """
     root = place(config.output, argument="output")
     manifest, state = _look(root)  # first: the rows of a job that has ended are all there
-    rows = Rows(Output(root).metrics, METRICS)
+    rows = Rows(Output(root).metrics, METRICS, fetch=False)
     counts = rows.one(
         "SELECT count(*) AS done, count(*) FILTER (status <> 'ok') AS failed, max(finished_at) AS last FROM rows"
     )
