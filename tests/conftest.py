@@ -139,5 +139,5 @@ def forget_clients() -> None:
     """Let the clients of buckets be made anew, from the environment as it is now."""
     from raydenoise.data import clients
 
-    for made in (clients.filesystem, clients.store, clients.region):
+    for made in (clients.filesystem, clients.store, clients.region, clients._check_google):
         made.cache_clear()

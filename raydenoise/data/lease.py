@@ -8,6 +8,7 @@ that no clock of any machine matters. A holder writes its own file anew every fe
 
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -73,14 +74,15 @@ class Lease:
 
     def _refuse_taken(self) -> None:
         if max(map(_number, storage.names(self._folder)), default=0) != self.number:
-            raise LeaseLostError(f"{self._folder} is another job's, which took over; nothing more was written")
+            raise LeaseLostError(f"{self._folder} is another job's, which took over")
 
     def release(self) -> None:
         """Let others take it. The file stays: its number must not come again."""
         self._stop.set()
         self._thread.join()
         self._content["held"] = False
-        storage.publish(self._file, _encoded(self._content))
+        with suppress(OSError):  # storage in trouble: one that does not move is free soon, and what was done is done
+            storage.publish(self._file, _encoded(self._content))
 
     def _renew_on(self) -> None:
         while not self._stop.wait(self._seconds / RENEWALS):
@@ -99,7 +101,7 @@ def check_free(root: Place, *, seconds: float = LEASE_SECONDS) -> int:
     """Check that no job writes a folder; returns the number of the newest lease, which nobody holds, or 0.
 
     Raises:
-        ValueError: one does, or the credentials of a bucket cannot take a lease.
+        ValueError: one does, or a bucket's credentials cannot take a lease.
     """
     if isinstance(root, Remote):
         try:
@@ -216,6 +218,11 @@ def _began(pid: int) -> str | None:
     except OSError:
         return None
     return None if state in "ZX" else rest[18]
+
+
+def is_lease(key: str) -> bool:
+    """Whether a file of a folder, by its path below it, is a lease, or part of one."""
+    return re.fullmatch(rf"{FOLDER}/(\d+\.json|\.\w+\.partial)", key) is not None
 
 
 def _number(name: str) -> int:

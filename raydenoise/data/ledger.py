@@ -161,10 +161,8 @@ class Commits:
         try:
             storage.create(probe, b"")
         except OSError as error:
-            raise ValueError(
-                f"rows cannot be committed in output {str(self.output.root)!r}: {error}; allowed: a disk with hard "
-                "links (SMB and exFAT have none), or a bucket"
-            ) from error
+            why = "; allowed: a disk with hard links, or a bucket" if error.errno in storage.NO_LINKS else ""
+            raise ValueError(f"rows cannot be committed in output {str(self.output.root)!r}: {error}{why}") from error
         probe.unlink()
 
     def next(self) -> int:

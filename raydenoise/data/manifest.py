@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from raydenoise import __version__
 from raydenoise.data import storage
-from raydenoise.data.lease import FOLDER, at_end
+from raydenoise.data.lease import FOLDER, at_end, is_lease
 from raydenoise.data.place import Place, Remote
 from raydenoise.data.storage import publish_json, publish_table
 
@@ -70,7 +70,8 @@ def recorded(root: Place, manifest: dict[str, Any], *, allowed: Callable[[], Non
         allowed()
         publish_json(root / MANIFEST, manifest)
 
-    manifest |= {"status": "running", "started_at": utc_now().isoformat()}
+    manifest["status"] = "running"
+    manifest.setdefault("started_at", utc_now().isoformat())
     write()
     manifest["status"] = "broken"  # unless it ends otherwise
     with at_end(write):
@@ -125,10 +126,12 @@ def check_empty(root: Place) -> None:
     """Raise ValueError where an output folder holds anything but leases, or cannot be one."""
     check_writable(root)
     if isinstance(root, Remote):
-        names = {name.split("/")[0] for name in storage.walk(root)}
+        keys = set(storage.walk(root))
     else:
-        names = {path.name for path in root.iterdir()} if root.exists() else set()
-    held = sorted(names - {FOLDER})
+        keys = {path.name for path in root.iterdir()} if root.exists() else set()
+        if (root / FOLDER).is_dir():
+            keys = (keys - {FOLDER}) | {f"{FOLDER}/{path.name}" for path in (root / FOLDER).iterdir()}
+    held = sorted({key.split("/")[0] for key in keys if not is_lease(key)})
     if held:
         some = ", ".join(held[:3]) + (", ..." if len(held) > 3 else "")
         raise ValueError(f"output {str(root)!r} already holds something ({some}); allowed: a new or an empty folder")

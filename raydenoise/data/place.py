@@ -164,9 +164,11 @@ class Remote:
                 raise
 
     def check_create(self) -> None:
-        """Raise OSError where only a profile in a file has Amazon's credentials, so that nothing can be created."""
+        """Raise OSError where nothing can be created, since obstore does not know this kind of credentials."""
         if self.scheme == "s3":
             clients.check_keys()
+        with _as_oserror(self):
+            clients.store(self.scheme, self.path.split("/", 1)[0])
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove the object."""

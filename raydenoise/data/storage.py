@@ -29,7 +29,7 @@ Done = TypeVar("Done")
 
 # Of NFS: a server that starts anew, a file that another machine replaced, a soft mount whose server is silent.
 TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
-# What a hard link meets on a disk that has none: SMB, exFAT, some FUSE.
+# What a hard link meets on a disk that has none: exFAT, some of SMB and FUSE.
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 PAUSES = (0.5, 2.0)  # seconds; a disk that is broken costs no more of them a picture
 # What removing a folder meets where others write or remove in it: workers outlive a driver by seconds.
@@ -133,14 +133,24 @@ def create(path: Place, data: bytes, *, whole: bool = True) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         partial.write_bytes(data)
-        path.hardlink_to(partial)  # unlike a rename, it fails where the name is taken
-    except OSError as error:
-        if whole or error.errno not in NO_LINKS:
-            raise
-        with path.open("xb") as file:
-            file.write(data)
+        try:
+            path.hardlink_to(partial)  # unlike a rename, it fails where the name is taken
+        except OSError as error:
+            if whole or error.errno not in NO_LINKS:
+                raise
+            _create_open(path, data)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _create_open(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        try:
+            file.write(data)
+            file.flush()
+        except OSError:
+            path.unlink()
+            raise
 
 
 def names(folder: Place) -> list[str]:
@@ -149,8 +159,12 @@ def names(folder: Place) -> list[str]:
         found = folder.filesystem.get_file_info(fs.FileSelector(folder.path, allow_not_found=True))
         listed = [info.base_name for info in found if info.type == fs.FileType.File]
     else:
-        listed = [entry.name for entry in os.scandir(folder) if entry.is_file()] if folder.is_dir() else []
+        listed = _patiently(partial(_local_names, folder))
     return sorted(name for name in listed if not name.startswith("."))
+
+
+def _local_names(folder: Path) -> list[str]:
+    return [entry.name for entry in os.scandir(folder) if entry.is_file()] if folder.is_dir() else []
 
 
 def walk(folder: Place) -> Iterator[str]:

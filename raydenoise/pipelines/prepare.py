@@ -19,7 +19,7 @@ from raydenoise.config import PrepareConfig
 from raydenoise.data import inputs, storage
 from raydenoise.data.layout import Piece, Shard, Surveyed, lay_out
 from raydenoise.data.lease import check_free, held
-from raydenoise.data.manifest import check_empty, recorded, versions
+from raydenoise.data.manifest import check_empty, recorded, utc_now, versions
 from raydenoise.data.place import Place, place
 from raydenoise.data.schema import FAILURES, PICTURES, SHARDS, SPLITS, SURVEY, WRITTEN
 from raydenoise.data.shards import HEAD, MANIFEST, read_shard
@@ -73,7 +73,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
 
     Raises:
         ValueError: an argument is not allowed, no Ray answers at the address, its machines do not share a local folder,
-            or there is no patch in all pictures; nothing was written.
+            or there is no patch in all pictures; no more than a lease was written.
         RuntimeError: the job broke.
     """
     started = time.monotonic()
@@ -92,19 +92,21 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         "config": asdict(config),
         "versions": versions(),
         "ray": {"address": address or "local"},
+        "started_at": utc_now().isoformat(),
     }
     with session(address, cpus=cores(), gpus=0, verbose=config.verbose):
         check_shared(_read_files(pictures), output=root)
         configure_data(block_bytes=BLOCK_BYTES, verbose=config.verbose)
-        _survey(config, pictures, result)
-        _check_patches(result)
-        with held(root, free=free, check=check_output) as lease, recorded(root, manifest, allowed=lease.check):
-            try:
-                _write(config, lay_out(result.usable, config.split, seed=config.seed), result)
-                _publish_failures(root, result)
-                _draw_sheets(root, result)
-            finally:
-                manifest |= _outcome(result)
+        with held(root, free=free, check=check_output) as lease:
+            _survey(config, pictures, result)
+            _check_patches(result)
+            with recorded(root, manifest, allowed=lease.check):
+                try:
+                    _write(config, lay_out(result.usable, config.split, seed=config.seed), result)
+                    _publish_failures(root, result)
+                    _draw_sheets(root, result)
+                finally:
+                    manifest |= _outcome(result)
     return _summary(result, seconds=time.monotonic() - started, output=str(root))
 
 

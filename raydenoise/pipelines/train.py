@@ -124,6 +124,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         }
         with held(root, free=free, check=check_output) as lease, recorded(root, manifest, allowed=lease.check):
             best, manifest["workers"] = fit(config, task, resources)
+            lease.check()  # before a bundle is written
             if any(shards.rows(split) for split in ("validation", "test")):
                 say("measuring the best checkpoint on the validation and test patches", quiet=config.quiet)
             with best.as_directory() as checkpoint:

@@ -127,18 +127,26 @@ def run(config: TuneConfig) -> dict[str, Any]:
             "versions": versions(),
         }
         with held(root, free=free, check=check_output) as lease, recorded(root, manifest, allowed=lease.check):
-            search(config, job, combinations, concurrent=concurrent)
+            results = search(config, job, combinations, concurrent=concurrent)
+            lease.check()  # before trials are noted as stopped, and checkpoints go
+            note_ends(job, results)
             ended = tuning.read_trials(root, combinations)
             summary = conclude(root, space, ended, seconds=time.monotonic() - started)
             manifest["summary"] = summary
     return summary
 
 
-def search(config: TuneConfig, job: Job, combinations: Sequence[Mapping[str, Any]], *, concurrent: int) -> None:
-    """Train what has not ended yet, on Ray Tune; every trial has a note of how it ended then."""
+def search(
+    config: TuneConfig, job: Job, combinations: Sequence[Mapping[str, Any]], *, concurrent: int
+) -> ray.tune.ResultGrid:
+    """Train what has not ended yet, on Ray Tune."""
     _quieten(verbose=config.verbose)
     with TuneDisplay(job.root, combinations, quiet=config.quiet):
-        results = tuner(config, job, concurrent=concurrent).fit()
+        return tuner(config, job, concurrent=concurrent).fit()
+
+
+def note_ends(job: Job, results: ray.tune.ResultGrid) -> None:
+    """Give every trial that has none a note of how it ended."""
     for result in results:
         if result.error is not None and result.config:  # its process was lost more often than we try
             tuning.record(job.root, result.config["trial"], status="error", error=str(result.error)[-300:])

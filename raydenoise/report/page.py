@@ -62,9 +62,13 @@ def recognise(root: Place) -> tuple[str, dict[str, Any]]:
     """Tell what a folder is by its manifest: a key of `KINDS`, and the manifest.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: it is none of them, or its bucket does not answer.
     """
-    if not root.is_dir():
+    try:
+        found = root.is_dir()
+    except OSError as error:
+        raise ValueError(f"{str(root)!r} cannot be reached: {error}") from error
+    if not found:
         raise ValueError(f"{str(root)!r} is no folder; allowed: {ALLOWED}")
     kind, manifest = read_manifest(root, allowed=ALLOWED)
     if kind not in KINDS:

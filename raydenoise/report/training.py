@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from raydenoise.data.place import Place, place
+from raydenoise.data.place import Place, Remote, place
 from raydenoise.data.schema import TRAINING
 from raydenoise.data.shards import KIND as SHARDS_KIND
 from raydenoise.report import plots, shards
@@ -47,7 +47,7 @@ def page(root: Place, manifest: dict[str, Any]) -> Page:
     sections = [
         Section("Learning curves", _curves(rows, best=scores.get("step"))),
         _scores(scores),
-        _samples(manifest),
+        _samples(manifest, root),
         Section(
             "The model that ships",
             [
@@ -147,13 +147,15 @@ def _scores(scores: dict[str, Any]) -> Section | None:
     return Section("Scores", [Table(head, rows, "tnnnn")], text=text)
 
 
-def _samples(manifest: dict[str, Any]) -> Section | None:
-    """The sheets of the shards it was trained from, where they can still be read."""
+def _samples(manifest: dict[str, Any], root: Place) -> Section | None:
+    """The sheets of the shards it was trained from, where they can still be read: on a disk, or where RUN is too."""
     folder = manifest.get("shards", {}).get("root")
     if not isinstance(folder, str):
         return None
     try:
         there = place(folder)
+        if isinstance(there, Remote) and not isinstance(root, Remote):
+            return None
         content = json.loads((there / "manifest.json").read_bytes())
     except (OSError, ValueError):
         return None

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raydenoise.data import storage
 from raydenoise.data.lease import LeaseLostError, held
 from raydenoise.data.manifest import (
     PART_ROWS,
@@ -70,6 +71,14 @@ def test_leases_leave_a_folder_empty(tmp_path: Path, bucket: str) -> None:
         check_empty(root)
         (root / "file").write_bytes(b"")
         with pytest.raises(ValueError, match=r"already holds something \(file\)"):
+            check_empty(root)
+
+
+@pytest.mark.parametrize("key", ["lease", "lease/contract.pdf", "lease/000001.json.bak", "lease/a/000001.json"])
+def test_what_is_no_lease_is_not_taken_for_one(tmp_path: Path, bucket: str, key: str) -> None:
+    for root in (place(tmp_path / "out"), place(f"{bucket}/out")):
+        storage.publish(root / key, b"")
+        with pytest.raises(ValueError, match=r"already holds something \(lease\)"):
             check_empty(root)
 
 

@@ -1,6 +1,7 @@
 """Laws of places: a bucket and a disk behave alike, and no secret is kept."""
 
 import http.client
+import json
 import pickle
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +14,7 @@ from raydenoise.core.image import ImageError
 from raydenoise.data import clients, inputs, storage
 from raydenoise.data.lease import check_free
 from raydenoise.data.place import FIRST, Place, Remote, place
+from tests.conftest import forget_clients
 
 
 @pytest.fixture(params=["disk", "bucket", "gs_bucket"])
@@ -205,6 +207,19 @@ def test_a_profile_that_cannot_take_a_lease_is_said_at_once(
     (tmp_path / file).write_text("no such file\n")
     monkeypatch.delenv("AWS_WEB_IDENTITY_TOKEN_FILE")
     clients.check_keys()
+
+
+def test_credentials_of_google_that_cannot_take_a_lease_are_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federated = {"type": "external_account", "audience": "a", "subject_token_type": "b", "token_url": "https://c"}
+    (tmp_path / "key.json").write_text(json.dumps(federated))
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    forget_clients()
+    with pytest.raises(ValueError, match=r"^output 'gs://bucket/out' cannot be written to: .*external_account"):
+        check_free(place("gs://bucket/out"))
+    forget_clients()
 
 
 @pytest.mark.parametrize(

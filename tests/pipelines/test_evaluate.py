@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from raydenoise.config import EvaluateConfig
 from raydenoise.core.image import decode
 from raydenoise.core.metrics import as_float, quality
 from raydenoise.core.noise import add_awgn
+from raydenoise.data import storage
 from raydenoise.data.layout import generator
-from raydenoise.data.lease import check_free, held
+from raydenoise.data.lease import FOLDER, LeaseLostError, check_free, held
 from raydenoise.data.schema import EVALUATION
 from raydenoise.data.shards import HEAD, MANIFEST, Patch, write_shard
 from raydenoise.data.storage import publish_json
@@ -27,6 +29,7 @@ from raydenoise.model import bundle, networks
 from raydenoise.model.denoiser import Denoiser
 from raydenoise.pipelines import evaluate
 from raydenoise.pipelines.evaluator import NOISY, Evaluator, Task, classical, network
+from raydenoise.pipelines.session import Plan
 
 SIDE = 32
 
@@ -87,9 +90,24 @@ def write_shards(root: Path, *, paired: bool = False) -> Path:
     return root
 
 
-def test_one_job_at_a_time_writes_an_evaluation(tmp_path: Path, pictures: Path) -> None:
-    with held(tmp_path / "eval"), pytest.raises(ValueError, match="is being written by process"):
-        evaluate.run(EvaluateConfig(input=str(pictures), output=str(tmp_path / "eval"), models=("median",)))
+def test_one_job_at_a_time_writes_an_evaluation(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "eval"
+    config = EvaluateConfig(input=str(pictures), output=str(root), models=("median",), gpus_per_actor=0.0)
+    with held(root), pytest.raises(ValueError, match="is being written by process"):
+        evaluate.run(config)
+
+    declared: list[float | None] = []
+    monkeypatch.setattr(evaluate, "session", lambda *_, gpus, **__: nullcontext(declared.append(gpus)))
+    monkeypatch.setattr(evaluate, "check_shared", lambda *_, **__: None)
+    monkeypatch.setattr(evaluate, "make_plan", lambda *_, **__: Plan(1, 1, 0.0, 1, 1))
+    monkeypatch.setattr(evaluate, "_execute", lambda *_, **__: storage.create(root / FOLDER / "000003.json", b"{}"))
+    monkeypatch.setattr(evaluate, "_publish", lambda *_, **__: {"images": 0, "ok": 0, "failed": 0})
+    with pytest.raises(LeaseLostError, match="took over"):
+        evaluate.run(config)
+    assert declared == [0.0]
+    assert json.loads((root / "manifest.json").read_text())["status"] == "running"
 
 
 def test_a_set_is_evaluated_as_one_process_does_alone(

@@ -17,8 +17,8 @@ import tifffile
 
 from raydenoise.config import PrepareConfig
 from raydenoise.core.image import decode
-from raydenoise.data import layout
-from raydenoise.data.lease import check_free, held
+from raydenoise.data import layout, storage
+from raydenoise.data.lease import LeaseLostError, check_free, held
 from raydenoise.data.schema import FAILURES, PATCHES, SPLITS
 from raydenoise.data.shards import Patch, ShardSet, read_group, read_manifest
 from raydenoise.pipelines import prepare
@@ -290,13 +290,23 @@ def test_one_job_at_a_time_writes_a_folder(
         with held(tmp_path / "other"):
             (tmp_path / "other" / "manifest.json").write_text("another job's")
 
-    survey = prepare._survey
-    monkeypatch.setattr(prepare, "_survey", lambda *arguments: (survey(*arguments), come_and_go()))
+    listed = prepare.list_pictures
+    monkeypatch.setattr(prepare, "list_pictures", lambda config: (listed(config), come_and_go())[0])
     with pytest.raises(
         ValueError, match=r"already holds something \(manifest\.json\); allowed: a new or an empty folder"
     ):
         run(collection, output=str(tmp_path / "other"))
     assert (tmp_path / "other" / "manifest.json").read_text() == "another job's"
+    monkeypatch.undo()
+
+
+def test_a_job_that_another_one_took_over_leaves_its_manifest(
+    run: Any, collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    between_passes(monkeypatch, lambda: storage.create(tmp_path / "out" / "lease" / "000002.json", b"{}"))
+    with pytest.raises(LeaseLostError, match="took over"):
+        run(collection)
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["status"] == "running"
 
 
 def test_what_changes_or_vanishes_in_between_is_reported(
@@ -366,4 +376,4 @@ def test_no_patch_at_all_is_said_and_nothing_is_written(run: Any, collection: Pa
     )
     with pytest.raises(ValueError, match=said):
         run(collection, patch=500)
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["lease"]

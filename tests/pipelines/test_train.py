@@ -25,7 +25,8 @@ import skimage.data
 from ray import cloudpickle
 
 from raydenoise.config import TrainConfig
-from raydenoise.data.lease import check_free, held
+from raydenoise.data import storage
+from raydenoise.data.lease import FOLDER, LeaseLostError, check_free, held, newest
 from raydenoise.data.shards import HEAD, MANIFEST, Patch, read_manifest, write_shard
 from raydenoise.data.storage import publish_json
 from raydenoise.model import bundle, precision
@@ -148,8 +149,21 @@ def test_one_job_at_a_time_trains_a_run(
         run(root)
     with held(root), pytest.raises(ValueError, match=written):
         run(root, resume=True)
-    with pytest.raises(KeyboardInterrupt):
-        run(root, resume=True)
+
+    def taken(*_: Any) -> Any:
+        assert json.loads((root / "manifest.json").read_text())["status"] == "running"
+        number, _ = newest(root)
+        storage.create(root / FOLDER / f"{number + 1:06d}.json", b"{}")
+        return None, {}
+
+    monkeypatch.setattr(train, "fit", taken)
+    monkeypatch.setattr(train, "session", lambda *_, gpus, **__: nullcontext(declared.append(gpus)))
+    declared: list[float | None] = []
+    with pytest.raises(LeaseLostError, match="took over"):
+        run(root, resume=True, gpus_per_worker=0.0)
+    assert declared == [0.0]
+    assert json.loads((root / "manifest.json").read_text())["status"] == "running", "that is the other job's now"
+    assert not (root / "bundle").exists()
 
 
 def test_a_run_leaves_a_bundle_a_log_and_a_curve(undisturbed: Path) -> None:

@@ -22,7 +22,7 @@ from raydenoise import cli, tuning
 from raydenoise.config import TrainConfig, TuneConfig, parse
 from raydenoise.config.space import Space
 from raydenoise.data import storage
-from raydenoise.data.lease import check_free, held
+from raydenoise.data.lease import FOLDER, LeaseLostError, check_free, held
 from raydenoise.data.shards import read_manifest
 from raydenoise.pipelines import group, train, tune
 from raydenoise.pipelines.combinations import check
@@ -250,10 +250,23 @@ def test_a_tuning_is_resumed_with_the_same_space_alone(shards: Path, tmp_path: P
         tune.run(settings)
 
 
-def test_one_job_at_a_time_writes_a_tuning(shards: Path, tmp_path: Path) -> None:
+def test_one_job_at_a_time_writes_a_tuning(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config(tmp_path / "work", shards)
     with held(Path(settings.output)), pytest.raises(ValueError, match="is being written by process"):
         tune.run(settings)
+
+    def taken(*_: Any, **__: Any) -> None:
+        storage.create(Path(settings.output) / FOLDER / "000003.json", b"{}")
+
+    declared: list[float | None] = []
+    monkeypatch.setattr(tune, "session", lambda *_, gpus, **__: nullcontext(declared.append(gpus)))
+    monkeypatch.setattr(tune, "check_shared", lambda *_, **__: None)
+    monkeypatch.setattr(tune, "_plan", lambda *_, **__: group.Resources(1.0, 0.0, 1, 0.1))
+    monkeypatch.setattr(tune, "search", taken)
+    with pytest.raises(LeaseLostError, match="took over"):
+        tune.run(replace(settings, concurrent=1, gpus_per_worker=0.0))
+    assert declared == [0.0]
+    assert json.loads((Path(settings.output) / "manifest.json").read_text())["status"] == "running"
 
 
 def test_trials_share_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shards: Path) -> None:
