@@ -81,8 +81,8 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
         lease = stack.enter_context(held(output.root, free=free))
         lease.check()
         commits = Commits(output, lease)
-        commits.check_disk()
         commits.fence()  # before what may refuse this job, whose lease is then released: the next one would not fence
+        commits.check_disk()
         check_shared(_read_files(config, pictures), output=output.root)
         if config.overwrite:
             check_ours(output)
