@@ -428,10 +428,12 @@ def test_a_killed_driver_goes_on_with_resume(shards: Path, tmp_path: Path) -> No
 
 
 DECLARED = """
-import functools, sys
+import sys
 from raydenoise.config import TrainConfig, parse
-from raydenoise.pipelines import checks, train
-train.session = functools.partial(train.session, gpus=2)
+from raydenoise.pipelines import session, train
+ray_init = session.ray.init
+session.ray.init = lambda **options: ray_init(**{**options, "num_gpus": 2})
+session.tensorflow_gpus = lambda: 2
 train.run(parse(TrainConfig, sys.argv[1:], prog="", description=""))
 """
 
