@@ -297,7 +297,6 @@ def test_one_job_at_a_time_writes_a_folder(
     ):
         run(collection, output=str(tmp_path / "other"))
     assert (tmp_path / "other" / "manifest.json").read_text() == "another job's"
-    monkeypatch.undo()
 
 
 def test_a_job_that_another_one_took_over_leaves_its_manifest(
