@@ -12,7 +12,7 @@ from raydenoise.config.options import nearest
 from raydenoise.data.manifest import MANIFEST, TRAINING_KIND, check_empty
 from raydenoise.data.place import Place
 from raydenoise.data.shards import ShardSet
-from raydenoise.pipelines.process import on_disk
+from raydenoise.fetching import on_disk
 from raydenoise.training.recipe import Recipe, TrainingPrecision
 
 if TYPE_CHECKING:

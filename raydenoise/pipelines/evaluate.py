@@ -27,13 +27,13 @@ from raydenoise.data.schema import EVALUATED, EVALUATION, EVALUATION_SOURCES
 from raydenoise.data.shards import ShardSet, is_shards, read_manifest, read_places
 from raydenoise.evaluation.sheet import draw_sheet
 from raydenoise.evaluation.summary import summarize, to_markdown
+from raydenoise.fetching import on_disk
 from raydenoise.model.card import Card, check_sigma
 from raydenoise.pipelines.displays import Display
 from raydenoise.pipelines.evaluator import NOISY, Evaluator, Task, classical, network
 from raydenoise.pipelines.process import (
     ModelFiles,
     load_denoiser,
-    on_disk,
     prepare_tensorflow,
     read_files,
     tried,

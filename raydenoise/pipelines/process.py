@@ -3,8 +3,8 @@
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import ray
 
 from raydenoise.config import DenoiseConfig, EvaluateConfig
-from raydenoise.data.place import place
+from raydenoise.fetching import on_disk
 from raydenoise.model import trial
-from raydenoise.model.card import CARD_FILE, MODEL_FILE, Card, locate, read_card, read_checked, ships
+from raydenoise.model.card import CARD_FILE, MODEL_FILE, Card, read_card, read_checked, ships
 from raydenoise.model.vetting import vet
 
 if TYPE_CHECKING:
@@ -74,32 +74,6 @@ def read_files(name_or_path: str) -> tuple[ModelFiles, Card]:
 def tried(models: Mapping[str, ModelFiles]) -> AbstractContextManager[Callable[[], None]]:
     """Let Keras load those of strangers in processes of their own, while Ray starts: see `trial.tried`."""
     return trial.tried({name: files.write for name, files in models.items() if not files.loaded})
-
-
-@contextmanager
-def on_disk(name_or_path: str) -> Iterator[Path]:
-    """Find a model on the disk, or copy it there from a bucket for a while.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if "://" not in name_or_path:
-        yield locate(name_or_path)
-        return
-    source = place(name_or_path, argument="model")
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / source.name
-        try:
-            if source.is_file():
-                target.write_bytes(source.read_bytes())
-            else:
-                target.mkdir()
-                for name in (CARD_FILE, MODEL_FILE):
-                    (target / name).write_bytes((source / name).read_bytes())
-        except OSError as error:
-            told = f"model {name_or_path!r} cannot be read: {error}"
-            raise ValueError(f"{told}; allowed: a bundle, or a .keras or .h5 file") from error
-        yield target
 
 
 def prepare_tensorflow(threads: int | None) -> None:
