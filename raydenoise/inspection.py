@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raydenoise.config import InspectConfig
+from raydenoise.fetching import on_disk
 
 WIDTH = 160  # characters at least: a table that wraps is none
 TILES = (512, 1024)  # pixels, sides of the window, halo included
@@ -23,7 +24,8 @@ def run(config: InspectConfig) -> dict[str, Any]:
     """
     from raydenoise.model import bundle, cost  # imports keras: after the arguments are read
 
-    loaded = bundle.load(config.bundle)
+    with on_disk(config.bundle) as path:
+        loaded = bundle.load(path)
     card = loaded.card
     layers = cost.layer_costs(loaded.model, alignment=card.alignment)
     macs = cost.macs_per_pixel(layers)

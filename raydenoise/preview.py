@@ -3,6 +3,7 @@
 import io
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,8 @@ from raydenoise.core.metrics import quality
 from raydenoise.core.noise import estimate_sigma
 from raydenoise.data.inputs import Source, list_sources, pair_references
 from raydenoise.data.storage import publish, read_picture
-from raydenoise.model.card import check_sigma, locate, read_checked
+from raydenoise.fetching import on_disk
+from raydenoise.model.card import check_sigma, read_checked
 
 if TYPE_CHECKING:
     from raydenoise.model.denoiser import Denoiser
@@ -133,16 +135,17 @@ def _references(config: PreviewConfig, sources: Sequence[Source]) -> list[str | 
 
 def _load(config: PreviewConfig) -> dict[str, "Denoiser"]:
     """Check what can be checked by the cards, then load the models."""
-    for name in config.models:
-        path = locate(name)
-        if path.is_dir():
-            card = read_checked(path)
-            for level in config.sigma:
-                if level != "auto":
-                    check_sigma(level, card=card)
-    from raydenoise.model.denoiser import Denoiser  # imports keras: after the checks
+    with ExitStack() as stack:
+        paths = {name: stack.enter_context(on_disk(name)) for name in config.models}
+        for path in paths.values():
+            if path.is_dir():
+                card = read_checked(path)
+                for level in config.sigma:
+                    if level != "auto":
+                        check_sigma(level, card=card)
+        from raydenoise.model.denoiser import Denoiser  # imports keras: after the checks
 
-    return {name: Denoiser.load(name, precision=config.precision) for name in config.models}
+        return {name: Denoiser.load(path, precision=config.precision) for name, path in paths.items()}
 
 
 def _settings(config: PreviewConfig, denoisers: dict[str, "Denoiser"]) -> list[Setting]:

@@ -9,6 +9,8 @@ import keras
 import pytest
 
 from raydenoise import cli
+from raydenoise.data.place import place
+from raydenoise.data.storage import publish_folder
 from raydenoise.model import networks
 from raydenoise.model.card import locate, read_card
 
@@ -54,6 +56,20 @@ def test_a_network_of_one_size_is_described(tmp_path: Path, capsys: pytest.Captu
     keras.Model(inputs, keras.layers.Add()([inputs, pooled])).save(tmp_path / "pooled.keras")
     assert cli.main(["inspect", str(tmp_path / "pooled.keras")]) == 0
     assert "RGB pictures of 32x32 pixels alone; no noise level" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["bucket", "gs_bucket"])
+def test_a_model_in_a_bucket_is_described(
+    kind: str, tiny_bundle: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["inspect", str(tiny_bundle), "--json"]) == 0
+    told = capsys.readouterr().out
+    there = place(request.getfixturevalue(kind)) / "mine"
+    publish_folder(tiny_bundle, there)
+    assert cli.main(["inspect", str(there), "--json"]) == 0
+    assert capsys.readouterr().out == told
+    assert cli.main(["inspect", f"{there}-not"]) == 2
+    assert f"model '{there}-not' cannot be read: " in capsys.readouterr().err
 
 
 def test_no_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

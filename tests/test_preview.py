@@ -12,6 +12,8 @@ import pytest
 from raydenoise import cli, preview
 from raydenoise.config import PreviewConfig, parse
 from raydenoise.core.metrics import quality
+from raydenoise.data.place import place
+from raydenoise.data.storage import publish_folder
 from raydenoise.model.denoiser import Denoiser
 from tests.conftest import noisy_pixels
 
@@ -60,6 +62,21 @@ def test_a_cell_holds_the_pixels_that_denoise_would_write(pictures: Path, tiny_b
         for found, expected in zip(cells(drawn(out), row=row, columns=5), whole, strict=True):
             crop = expected[top : top + CROP, left : left + CROP].astype(int)
             assert np.abs(found - crop).max() <= 1  # a sum in another order may round the other way
+
+
+def test_a_model_in_a_bucket_draws_the_same_sheet(
+    pictures: Path, tiny_bundle: Path, tmp_path: Path, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = place(bucket) / "tiny"
+    publish_folder(tiny_bundle, there)
+    sheets = {tmp_path / "here.png": tiny_bundle, tmp_path / "there.png": there}
+    for sheet, model in sheets.items():
+        argv = ["--models", str(model), "--pictures", "1", "--output", str(sheet), "--quiet"]
+        assert cli.main(["preview", str(pictures), *argv]) == 0
+    np.testing.assert_array_equal(*map(drawn, sheets))
+    capsys.readouterr()
+    assert cli.main(["preview", str(pictures), "--models", str(there), "--sigma", "200"]) == 2
+    assert "sigma is 200" in capsys.readouterr().err
 
 
 def test_the_summary_names_pictures_settings_and_psnr(
