@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,31 +33,50 @@ class LeaseLostError(RuntimeError):
     """Another job has the folder now."""
 
 
+@dataclass(frozen=True)
+class Claim:
+    """What any process of a job can ask about the job's lease.
+
+    Attributes:
+        folder: of the leases.
+        number: of the job's.
+    """
+
+    folder: Place
+    number: int
+
+    def check(self) -> None:
+        """Raise LeaseLostError where another job took it."""
+        if max(map(_number, storage.names(self.folder)), default=0) != self.number:
+            raise LeaseLostError(f"{self.folder} is another job's, which took over")
+
+
 class Lease:
     """A folder's lease, held. `held` makes and releases it.
 
     Attributes:
         number: of the lease; none before had it.
+        claim: the same for other processes of the job.
         holder: a name of this holder alone.
         after_dead: the one before was never released: its holder may only be stopped, and go on.
     """
 
     def __init__(self, root: Place, number: int, *, seconds: float, after_dead: bool = False) -> None:
         self.number, self.after_dead, self.holder = number, after_dead, uuid.uuid4().hex
-        self._folder, self._seconds = root / FOLDER, seconds
+        self.claim, self._seconds = Claim(root / FOLDER, number), seconds
         self._content: dict[str, Any] = {"holder": self.holder, **_process(), "beat": 0, "held": True}
         storage.create(self._file, _encoded(self._content), whole=False)
         self._renewed = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew_on, daemon=True, name="lease")
         self._thread.start()
-        for name in storage.names(self._folder):
+        for name in storage.names(self.claim.folder):
             if _number(name) < number:
-                storage.remove(self._folder / name)
+                storage.remove(self.claim.folder / name)
 
     @property
     def _file(self) -> Place:
-        return self._folder / f"{self.number:06d}.json"
+        return self.claim.folder / f"{self.number:06d}.json"
 
     def check(self) -> None:
         """Raise LeaseLostError where another job took it; asked before anything is committed.
@@ -67,14 +87,10 @@ class Lease:
         takes over from a lease that was not released creates the next one (`Commits.fence`) before it reads or removes
         a row. So a commit comes before that and counts, or is refused.
         """
-        self._refuse_taken()
+        self.claim.check()
         if time.monotonic() - self._renewed > self._seconds:
             self._renew()
-            self._refuse_taken()
-
-    def _refuse_taken(self) -> None:
-        if max(map(_number, storage.names(self._folder)), default=0) != self.number:
-            raise LeaseLostError(f"{self._folder} is another job's, which took over")
+            self.claim.check()
 
     def release(self) -> None:
         """Let others take it. The file stays: its number must not come again."""

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import ray
 
+from raydenoise.data.lease import Claim
 from raydenoise.data.place import Place
 from raydenoise.data.shards import ShardSet
 from raydenoise.pipelines.displays import LINE_SECONDS, say
@@ -32,6 +33,7 @@ class Task:
 
     Attributes:
         run: folder of the run, the same on every node.
+        claim: on the lease of the run, or of the tuning that it is part of.
         files: a bundle with the network to begin with.
         frozen: train what follows the first up-sampling layer alone.
         recipe: of the training.
@@ -44,6 +46,7 @@ class Task:
     """
 
     run: Place
+    claim: Claim
     files: ModelFiles
     frozen: bool
     recipe: Recipe

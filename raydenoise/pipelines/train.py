@@ -17,7 +17,7 @@ import ray.train
 from ray.train.tensorflow import TensorflowTrainer
 
 from raydenoise.config import TrainConfig
-from raydenoise.data.lease import check_free, held
+from raydenoise.data.lease import Claim, LeaseLostError, check_free, held
 from raydenoise.data.manifest import TRAINING_KIND, recorded, versions
 from raydenoise.data.place import Remote, place
 from raydenoise.data.shards import MANIFEST, ShardSet, read_manifest
@@ -69,11 +69,12 @@ class Ready:
         }
         return dict(json.loads(json.dumps(facts)))
 
-    def task(self, resources: Resources, *, files: ModelFiles) -> Task:
+    def task(self, resources: Resources, *, files: ModelFiles, claim: Claim) -> Task:
         """Put together what the workers do with these resources; `files` are those of the network."""
         epoch = self.source.order.steps
         return Task(
             run=place(self.config.output),
+            claim=claim,
             files=files,
             frozen=self.config.freeze_encoder,
             recipe=self.recipe,
@@ -113,7 +114,6 @@ def run(config: TrainConfig) -> dict[str, Any]:
         check_shared([str(shards.root / MANIFEST)] if isinstance(shards.root, Path) else [], output=root)
         if precision is None:
             ready = ready.computed_in(ask_precision(resources, quiet=config.quiet))
-        task = ready.task(resources, files=model_files(ready.started))
         manifest = {
             "kind": TRAINING_KIND,
             **ready.facts(),
@@ -123,6 +123,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             "versions": versions(),
         }
         with held(root, free=free, check=check_output) as lease, recorded(root, manifest, allowed=lease.check):
+            task = ready.task(resources, files=model_files(ready.started), claim=lease.claim)
             best, manifest["workers"] = fit(config, task, resources)
             lease.check()  # before a bundle is written
             if any(shards.rows(split) for split in ("validation", "test")):
@@ -160,6 +161,7 @@ def fit(
 
     Raises:
         RuntimeError: it failed for good, or the loss became NaN.
+        LeaseLostError: another job goes on with the run.
     """
     # Beside the driver: it must outlive every other node.
     board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here()).remote()
@@ -200,6 +202,8 @@ def fit(
         except ray.train.TrainingFailedError as error:
             raise RuntimeError(f"training failed: {error}; --resume goes on from the last checkpoint") from error
     news = ray.get(board.read.remote())
+    if "taken" in news:
+        raise LeaseLostError(news["taken"])
     if news.get("broken"):
         raise RuntimeError(f"a worker failed {ATTEMPTS} times at the same place: {news['error']}")
     if "diverged" in news:
@@ -247,10 +251,10 @@ class Board:
         self._news["error"] = error
 
     def gives_up(self, *, step: int) -> bool:
-        """Tell whether a rank failed `ATTEMPTS` times since the same checkpoint: it would fail again."""
+        """Tell whether to end: a rank failed `ATTEMPTS` times since the same checkpoint, or the run was taken."""
         broken = any(count >= ATTEMPTS for (begun, _), count in self._failures.items() if begun == step)
         self._news["broken"] = broken
-        return broken
+        return broken or "taken" in self._news
 
 
 def model_files(started: "Bundle") -> ModelFiles:

@@ -19,7 +19,7 @@ from ray.tune.schedulers import ASHAScheduler
 from raydenoise import tuning
 from raydenoise.config import TrainConfig, TuneConfig
 from raydenoise.config.space import Space
-from raydenoise.data.lease import check_free, held
+from raydenoise.data.lease import Claim, LeaseLostError, check_free, held
 from raydenoise.data.manifest import recorded, versions
 from raydenoise.data.shards import MANIFEST, read_manifest
 from raydenoise.pipelines.checks import fingerprint, open_run, trained_in
@@ -72,9 +72,9 @@ class Job:
     resources: Resources
 
     @classmethod
-    def of(cls, root: Path, checked: Sequence[Checked], resources: Resources) -> "Job":
+    def of(cls, root: Path, checked: Sequence[Checked], resources: Resources, *, claim: Claim) -> "Job":
         """Put together what was checked and what the Ray gives."""
-        tasks = tuple(one.ready.task(resources, files=one.files) for one in checked)
+        tasks = tuple(one.ready.task(resources, files=one.files, claim=claim) for one in checked)
         return cls(root, tuple(one.ready.config for one in checked), tasks, resources)
 
 
@@ -115,18 +115,18 @@ def run(config: TuneConfig) -> dict[str, Any]:
         concurrent = config.concurrent or _concurrent(config, private=address is None)
         resources = _plan(config, concurrent=concurrent, private=address is None)
         precision = _precision(config, root, checked, resources, private=address is None)
-        job = Job.of(root, [one.computed_in(precision) for one in checked], resources)
         manifest = {
             "kind": KIND,
             **facts,
             "config": asdict(config),
             "concurrent": concurrent,
-            "resources": asdict(job.resources),
+            "resources": asdict(resources),
             "precision": precision,
             "ray": address or "local",
             "versions": versions(),
         }
         with held(root, free=free, check=check_output) as lease, recorded(root, manifest, allowed=lease.check):
+            job = Job.of(root, [one.computed_in(precision) for one in checked], resources, claim=lease.claim)
             results = search(config, job, combinations, concurrent=concurrent)
             lease.check()  # before trials are noted as stopped, and checkpoints go
             note_ends(job, results)
@@ -195,6 +195,8 @@ def trial(drawn: dict[str, Any], *, job: Job) -> None:
         return
     try:
         fit(job.configs[number], job.tasks[number], job.resources, callbacks=[TuneReportCallback()])
+    except LeaseLostError:  # the row is another job's to write
+        raise
     except Exception as error:
         tuning.record(job.root, number, status="error", error=f"{type(error).__name__}: {error}")
     else:

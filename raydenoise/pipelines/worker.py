@@ -17,6 +17,7 @@ import ray
 import ray.train
 import tensorflow as tf
 
+from raydenoise.data.lease import LeaseLostError
 from raydenoise.model import bundle
 from raydenoise.model.networks import Network
 from raydenoise.pipelines.group import Task
@@ -67,6 +68,14 @@ def work(task: Task, board: Any) -> None:
     inputs, channels = engine.model.input_shape[-1], engine.model.output_shape[-1]
     share = task.recipe.batch_size // workers
 
+    def check() -> None:
+        """Before anything of the run changes."""
+        try:
+            task.claim.check()
+        except LeaseLostError as error:
+            ray.get(board.post.remote(taken=str(error)))  # the group begins again, and all its ranks end
+            raise
+
     def batches() -> Iterator[Batch]:
         for part in samples(
             task.source,
@@ -83,7 +92,10 @@ def work(task: Task, board: Any) -> None:
             task.shards, split="validation", part=slice(rank, None, workers), levels=task.source.levels
         )
     ]
-    log = RunLog(task.run, first=facts.step) if rank == 0 else None
+    log = None
+    if rank == 0:
+        check()
+        log = RunLog(task.run, first=facts.step)
     psnr = facts.psnr
 
     def report(progress: loop.Progress) -> None:
@@ -98,6 +110,7 @@ def work(task: Task, board: Any) -> None:
             board.post.remote(**news, batch_size=task.recipe.batch_size)
         if progress.checkpoint:
             if log is not None:
+                check()
                 log.publish()  # before the checkpoint: rows beyond the last one are taken back, missing ones are not
             done = state.Facts(progress.step, progress.seconds, psnr)
             told = asdict(progress) | {"percent": 100 * progress.step / task.recipe.steps}
@@ -115,6 +128,8 @@ def work(task: Task, board: Any) -> None:
         )
     except loop.DivergedError as error:  # every rank has the same loss; trying again would not help
         ray.get(board.post.remote(diverged=str(error)))
+    except LeaseLostError:
+        raise
     except Exception as error:
         if not peer_lost(error, workers=workers):
             ray.get(board.fail.remote(step=facts.step, rank=rank, error=f"{type(error).__name__}: {error}"))

@@ -166,6 +166,32 @@ def test_one_job_at_a_time_trains_a_run(
     assert not (root / "bundle").exists()
 
 
+def take_over(root: Path, *, step: int, done: threading.Event) -> list[str]:
+    """Take a run's lease soon after its checkpoint of a step, and list what the run holds then."""
+    while not done.wait(0.01):
+        if (root / "metrics" / f"step-{step:09d}.parquet").exists():
+            number, _ = newest(root)
+            storage.create(root / FOLDER / f"{number + 1:06d}.json", b"{}")
+            return storage.names(root / "metrics")
+    return []
+
+
+def test_a_run_that_another_job_took_over_is_left_alone(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    root, done = tmp_path / "run", threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        thief = pool.submit(take_over, root, step=10, done=done)
+        try:
+            with pytest.raises(LeaseLostError, match="took over"):
+                run(root, steps=2000)
+        finally:
+            done.set()
+    written = storage.names(root / "metrics")
+    assert len(written) < 100
+    assert written[: len(thief.result())] == thief.result()
+    assert len(written) <= len(thief.result()) + 1, "one whose look had come before"
+    assert json.loads((root / "manifest.json").read_text())["status"] == "running"
+
+
 def test_a_run_leaves_a_bundle_a_log_and_a_curve(undisturbed: Path) -> None:
     card = bundle.load(undisturbed / "bundle").card
     assert (card.name, card.architecture, card.noise_map) == ("undisturbed", "resunet", True)
