@@ -27,6 +27,7 @@ LEASE_SECONDS = 30.0  # a lease that stood still so long is no one's
 RENEWALS = 6  # in that time: five may fail
 LOOKS = 20  # at a lease that changes under the eyes
 WATCH_SECONDS = 0.5  # between two looks at another's lease
+_TAKEN = "{} is another job's, which took over"
 
 
 class LeaseLostError(RuntimeError):
@@ -46,9 +47,9 @@ class Claim:
     number: int
 
     def check(self) -> None:
-        """Raise LeaseLostError where another job took it."""
-        if max(map(_number, storage.names(self.folder)), default=0) != self.number:
-            raise LeaseLostError(f"{self.folder} is another job's, which took over")
+        """Raise LeaseLostError where another job took it; a machine that does not see the leases sees no other job."""
+        if _highest(self.folder) > self.number:
+            raise LeaseLostError(_TAKEN.format(self.folder))
 
 
 class Lease:
@@ -87,10 +88,14 @@ class Lease:
         takes over from a lease that was not released creates the next one (`Commits.fence`) before it reads or removes
         a row. So a commit comes before that and counts, or is refused.
         """
-        self.claim.check()
+        self._refuse_taken()
         if time.monotonic() - self._renewed > self._seconds:
             self._renew()
-            self.claim.check()
+            self._refuse_taken()
+
+    def _refuse_taken(self) -> None:
+        if _highest(self.claim.folder) != self.number:
+            raise LeaseLostError(_TAKEN.format(self.claim.folder))
 
     def release(self) -> None:
         """Let others take it. The file stays: its number must not come again."""
@@ -239,6 +244,10 @@ def _began(pid: int) -> str | None:
 def is_lease(key: str) -> bool:
     """Whether a file of a folder, by its path below it, is a lease, or part of one."""
     return re.fullmatch(rf"{FOLDER}/(\d+\.json|\.\w+\.partial)", key) is not None
+
+
+def _highest(folder: Place) -> int:
+    return max(map(_number, storage.names(folder)), default=0)
 
 
 def _number(name: str) -> int:

@@ -200,6 +200,7 @@ def fit(
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
+            task.claim.check()  # a checkpoint that is gone may be another job's doing
             raise RuntimeError(f"training failed: {error}; --resume goes on from the last checkpoint") from error
     news = ray.get(board.read.remote())
     if "taken" in news:
@@ -251,10 +252,10 @@ class Board:
         self._news["error"] = error
 
     def gives_up(self, *, step: int) -> bool:
-        """Tell whether to end: a rank failed `ATTEMPTS` times since the same checkpoint, or the run was taken."""
+        """Tell whether a rank failed `ATTEMPTS` times since the same checkpoint: it would fail again."""
         broken = any(count >= ATTEMPTS for (begun, _), count in self._failures.items() if begun == step)
         self._news["broken"] = broken
-        return broken or "taken" in self._news
+        return broken
 
 
 def model_files(started: "Bundle") -> ModelFiles:

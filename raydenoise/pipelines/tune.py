@@ -19,7 +19,7 @@ from ray.tune.schedulers import ASHAScheduler
 from raydenoise import tuning
 from raydenoise.config import TrainConfig, TuneConfig
 from raydenoise.config.space import Space
-from raydenoise.data.lease import Claim, LeaseLostError, check_free, held
+from raydenoise.data.lease import Claim, check_free, held
 from raydenoise.data.manifest import recorded, versions
 from raydenoise.data.shards import MANIFEST, read_manifest
 from raydenoise.pipelines.checks import fingerprint, open_run, trained_in
@@ -188,19 +188,21 @@ def tuner(config: TuneConfig, job: Job, *, concurrent: int) -> ray.tune.Tuner:
 def trial(drawn: dict[str, Any], *, job: Job) -> None:
     """What Ray Tune calls in the process of each trial: a training, and a note of how it ended.
 
-    An error of the training is its row, not the end of the job; only a lost process is tried again.
+    An error of the training is its row, not the end of the job; what is tried again is a lost process, or a trial of a
+    tuning that another job took, which changes nothing there.
     """
     number = drawn["trial"]
+    claim = job.tasks[number].claim
+    claim.check()
     if tuning.ended(job.root, number):  # before Ray Tune could note it
         return
+    status, told = "finished", None
     try:
         fit(job.configs[number], job.tasks[number], job.resources, callbacks=[TuneReportCallback()])
-    except LeaseLostError:  # the row is another job's to write
-        raise
     except Exception as error:
-        tuning.record(job.root, number, status="error", error=f"{type(error).__name__}: {error}")
-    else:
-        tuning.record(job.root, number, status="finished")
+        status, told = "error", f"{type(error).__name__}: {error}"
+    claim.check()  # else the row is another job's to write
+    tuning.record(job.root, number, status=status, error=told)
 
 
 class Outcomes(ray.tune.Callback):  # type: ignore[misc]  # ray has no type stubs

@@ -15,9 +15,10 @@ import keras
 import numpy as np
 import ray
 import ray.train
+import ray.train.collective
 import tensorflow as tf
 
-from raydenoise.data.lease import LeaseLostError
+from raydenoise.data.lease import Claim, LeaseLostError
 from raydenoise.model import bundle
 from raydenoise.model.networks import Network
 from raydenoise.pipelines.group import Task
@@ -59,6 +60,11 @@ def work(task: Task, board: Any) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     board.join.remote(rank=rank, name=worker_name())
+    try:
+        _check_claim(task.claim, first=rank == 0)  # before a checkpoint is read, which the other job may have removed
+    except LeaseLostError as error:
+        ray.get(board.post.remote(taken=str(error)))
+        return
     # Before anything else of TensorFlow runs.
     strategy = join_group(workers, threads=task.threads, gpus=bool(assigned_gpus()), seed=task.recipe.seed)
     engine = MirroredEngine(read_network(task), task.recipe, strategy=strategy)
@@ -67,14 +73,6 @@ def work(task: Task, board: Any) -> None:
         return
     inputs, channels = engine.model.input_shape[-1], engine.model.output_shape[-1]
     share = task.recipe.batch_size // workers
-
-    def check() -> None:
-        """Before anything of the run changes."""
-        try:
-            task.claim.check()
-        except LeaseLostError as error:
-            ray.get(board.post.remote(taken=str(error)))  # the group begins again, and all its ranks end
-            raise
 
     def batches() -> Iterator[Batch]:
         for part in samples(
@@ -92,10 +90,7 @@ def work(task: Task, board: Any) -> None:
             task.shards, split="validation", part=slice(rank, None, workers), levels=task.source.levels
         )
     ]
-    log = None
-    if rank == 0:
-        check()
-        log = RunLog(task.run, first=facts.step)
+    log = RunLog(task.run, first=facts.step) if rank == 0 else None
     psnr = facts.psnr
 
     def report(progress: loop.Progress) -> None:
@@ -109,8 +104,8 @@ def work(task: Task, board: Any) -> None:
             news = {"step": progress.step, "loss": progress.loss, "rate": progress.patches_per_s, "psnr": psnr}
             board.post.remote(**news, batch_size=task.recipe.batch_size)
         if progress.checkpoint:
+            _check_claim(task.claim, first=rank == 0)
             if log is not None:
-                check()
                 log.publish()  # before the checkpoint: rows beyond the last one are taken back, missing ones are not
             done = state.Facts(progress.step, progress.seconds, psnr)
             told = asdict(progress) | {"percent": 100 * progress.step / task.recipe.steps}
@@ -128,8 +123,8 @@ def work(task: Task, board: Any) -> None:
         )
     except loop.DivergedError as error:  # every rank has the same loss; trying again would not help
         ray.get(board.post.remote(diverged=str(error)))
-    except LeaseLostError:
-        raise
+    except LeaseLostError as error:  # so do all ranks end here
+        ray.get(board.post.remote(taken=str(error)))
     except Exception as error:
         if not peer_lost(error, workers=workers):
             ray.get(board.fail.remote(step=facts.step, rank=rank, error=f"{type(error).__name__}: {error}"))
@@ -137,6 +132,19 @@ def work(task: Task, board: Any) -> None:
     finally:
         if log is not None:
             log.close()
+
+
+def _check_claim(claim: Claim, *, first: bool) -> None:
+    """Raise LeaseLostError on all ranks, which meet here, where the first one sees that another job has the run."""
+    taken = None
+    if first:
+        try:
+            claim.check()
+        except LeaseLostError as error:
+            taken = str(error)
+    taken = ray.train.collective.broadcast_from_rank_zero(taken)
+    if taken:
+        raise LeaseLostError(taken)
 
 
 def peer_lost(error: Exception, *, workers: int) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +28,7 @@ from ray import cloudpickle
 
 from raydenoise.config import TrainConfig
 from raydenoise.data import storage
-from raydenoise.data.lease import FOLDER, LeaseLostError, check_free, held, newest
+from raydenoise.data.lease import FOLDER, Claim, LeaseLostError, check_free, held, newest
 from raydenoise.data.shards import HEAD, MANIFEST, Patch, read_manifest, write_shard
 from raydenoise.data.storage import publish_json
 from raydenoise.model import bundle, precision
@@ -167,22 +169,27 @@ def test_one_job_at_a_time_trains_a_run(
 
 
 def take_over(root: Path, *, step: int, done: threading.Event) -> list[str]:
-    """Take a run's lease soon after its checkpoint of a step, and list what the run holds then."""
+    """Take a run's lease soon after the rows of a step, and remove its checkpoints; tells what rows there are then."""
     while not done.wait(0.01):
         if (root / "metrics" / f"step-{step:09d}.parquet").exists():
             number, _ = newest(root)
             storage.create(root / FOLDER / f"{number + 1:06d}.json", b"{}")
+            for checkpoint in (root / train.CHECKPOINTS).glob("checkpoint_*/"):
+                shutil.rmtree(checkpoint)
             return storage.names(root / "metrics")
     return []
 
 
-def test_a_run_that_another_job_took_over_is_left_alone(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_run_that_another_job_took_over_ends_at_its_next_checkpoint(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
     root, done = tmp_path / "run", threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        thief = pool.submit(take_over, root, step=10, done=done)
+        thief = pool.submit(take_over, root, step=20, done=done)
         try:
             with pytest.raises(LeaseLostError, match="took over"):
-                run(root, steps=2000)
+                run(root, steps=2000, workers=2)
         finally:
             done.set()
     written = storage.names(root / "metrics")
@@ -190,6 +197,18 @@ def test_a_run_that_another_job_took_over_is_left_alone(run: Callable[..., dict[
     assert written[: len(thief.result())] == thief.result()
     assert len(written) <= len(thief.result()) + 1, "one whose look had come before"
     assert json.loads((root / "manifest.json").read_text())["status"] == "running"
+
+
+def test_a_group_that_begins_in_another_jobs_run_changes_nothing(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, fit = tmp_path / "run", train.fit
+    older = Claim(root / FOLDER, 0)
+    monkeypatch.setattr(train, "fit", lambda config, task, given: fit(config, replace(task, claim=older), given))
+    with pytest.raises(LeaseLostError, match="took over"):
+        run(root)
+    assert storage.names(root / "metrics") == []
+    assert not list((root / train.CHECKPOINTS).glob("checkpoint_*/"))
 
 
 def test_a_run_leaves_a_bundle_a_log_and_a_curve(undisturbed: Path) -> None:

@@ -22,7 +22,7 @@ from raydenoise import cli, tuning
 from raydenoise.config import TrainConfig, TuneConfig, parse
 from raydenoise.config.space import Space
 from raydenoise.data import storage
-from raydenoise.data.lease import FOLDER, LeaseLostError, check_free, held
+from raydenoise.data.lease import FOLDER, Claim, LeaseLostError, check_free, held
 from raydenoise.data.shards import read_manifest
 from raydenoise.pipelines import group, train, tune
 from raydenoise.pipelines.combinations import check
@@ -44,6 +44,8 @@ precision: float32
 """
 # It learns; it stands still; it explodes.
 RATES = "learning_rate: {choice: [5.0e-3, 1.0e-7, 1.0e18]}\n"
+
+RESOURCES = group.Resources(1.0, 0.0, 1, 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -261,12 +263,37 @@ def test_one_job_at_a_time_writes_a_tuning(shards: Path, tmp_path: Path, monkeyp
     declared: list[float | None] = []
     monkeypatch.setattr(tune, "session", lambda *_, gpus, **__: nullcontext(declared.append(gpus)))
     monkeypatch.setattr(tune, "check_shared", lambda *_, **__: None)
-    monkeypatch.setattr(tune, "_plan", lambda *_, **__: group.Resources(1.0, 0.0, 1, 0.1))
+    monkeypatch.setattr(tune, "_plan", lambda *_, **__: RESOURCES)
     monkeypatch.setattr(tune, "search", taken)
     with pytest.raises(LeaseLostError, match="took over"):
         tune.run(replace(settings, concurrent=1, gpus_per_worker=0.0))
     assert declared == [0.0]
     assert json.loads((Path(settings.output) / "manifest.json").read_text())["status"] == "running"
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_trial_that_another_job_took_over_is_not_noted(
+    when: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "work"
+    settings = config(root, shards)
+    checked = check(settings, read_manifest(shards), Space.read(Path(settings.space)), [{"precision": "float32"}])
+    job = tune.Job.of(root, [one.computed_in("float32") for one in checked], RESOURCES, claim=Claim(root / FOLDER, 1))
+    trained = []
+
+    def fit(*_: Any, **__: Any) -> None:
+        trained.append(1)
+        storage.create(root / FOLDER / "000002.json", b"{}")
+        raise RuntimeError("a checkpoint that the other job removed")
+
+    monkeypatch.setattr(tune, "fit", fit)
+    monkeypatch.setattr(tune, "TuneReportCallback", list)  # Ray's wants a trial around it
+    if when == "before":
+        storage.create(root / FOLDER / "000002.json", b"{}")
+    with pytest.raises(LeaseLostError, match="took over"):
+        tune.trial({"trial": 0}, job=job)
+    assert trained == ([] if when == "before" else [1])
+    assert not tuning.ended(root, 0)
 
 
 def test_trials_share_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shards: Path) -> None:
