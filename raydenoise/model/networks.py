@@ -135,21 +135,28 @@ def _two_convs(x: Any, width: int) -> Any:
     return x
 
 
-def resunet(*, filters: Sequence[int] = (64, 96), depth: int = 2, channels: int = 3) -> Network:
+def resunet(
+    *, filters: Sequence[int] = (64, 96), depth: int = 2, bottleneck: int | None = None, channels: int = 3
+) -> Network:
     """The default: a residual U-Net on space-to-depth pixels, with a noise map: 122 kMAC per pixel, 1.0 M parameters.
 
     Picture around 0 + sigma plane -> space-to-depth 2 -> conv 3x3 -> `depth` residual blocks per level on the way down
     and up, 2 * `depth` at the bottom, 2x2 stride-2 convolutions between levels, skips added -> conv 3x3 (zero at the
     start, so that training begins at the identity) -> depth-to-space 2 -> + picture. No bias, no normalisation.
 
+    A block is two 3x3 convolutions. With `bottleneck`, it is 1x1 to so many channels, 3x3, 1x1 back (He et al., "Deep
+    residual learning for image recognition", 2016): more channels and more blocks for the same work.
+
     Values of 0 to 1 would make all features follow the brightness, and a ReLU then fires everywhere or nowhere; where
     it is nowhere, it never comes back. Around 0 the network learns faster (docs/experiments.md).
 
     Raises:
-        ValueError: fewer than one level, or depth below 1.
+        ValueError: fewer than one level, or depth or bottleneck below 1.
     """
     if not filters or depth < 1:
         raise ValueError(f"filters are {tuple(filters)}, depth is {depth}; allowed: one level or more, depth 1 or more")
+    if bottleneck is not None and bottleneck < 1:
+        raise ValueError(f"bottleneck is {bottleneck}; allowed: 1 or more")
     inputs = keras.Input((None, None, channels + 1))
     picture = Planes(channels, name="picture")(inputs)
     x = layers.Rescaling(1.0, offset=[-0.5] * channels + [0.0], dtype="float32")(inputs)
@@ -157,41 +164,49 @@ def resunet(*, filters: Sequence[int] = (64, 96), depth: int = 2, channels: int 
     x = _conv3(filters[0])(x)
     skips = []
     for width in filters[1:]:
-        x = _blocks(x, depth)
+        x = _blocks(x, depth, bottleneck)
         skips.append(x)
         x = layers.Conv2D(width, 2, strides=2, use_bias=False)(x)
-    x = _blocks(x, 2 * depth)
+    x = _blocks(x, 2 * depth, bottleneck)
     radius = 0
     for width, skip in zip(reversed(filters[:-1]), reversed(skips), strict=True):
         x = layers.Conv2DTranspose(width, 2, strides=2, use_bias=False)(x)
-        x = _blocks(layers.Add()([x, skip]), depth)
+        x = _blocks(layers.Add()([x, skip]), depth, bottleneck)
     x = _conv3(4 * channels, kernel_initializer="zeros")(x)
     x = keras.ops.nn.depth_to_space(x, 2)
     outputs = layers.Add(dtype="float32", name="denoised")([picture, x])
     model = keras.Model(inputs, outputs, name="resunet")
 
+    convs = 1 if bottleneck else 2  # of 3x3 in a block
     radius = _conv(0)  # the last convolution, on half-size pixels
     for _ in filters[1:]:
-        radius = _to_coarse(_conv(radius, 2 * depth))
-    radius = _conv(radius, 4 * depth)
+        radius = _to_coarse(_conv(radius, convs * depth))
+    radius = _conv(radius, 2 * convs * depth)
     for _ in filters[1:]:
-        radius = _conv(_to_fine(radius), 2 * depth)
+        radius = _conv(_to_fine(radius), convs * depth)
     radius = _to_fine(_conv(radius))
     return Network(model, radius=radius, alignment=2 ** len(filters), noise_map=True)
 
 
-def _conv3(width: int, *, kernel_initializer: Any = "glorot_uniform") -> layers.Layer:
+def _conv3(width: int, **settings: Any) -> layers.Layer:
+    return _plain(width, 3, **settings)
+
+
+def _plain(width: int, side: int, *, kernel_initializer: Any = "glorot_uniform") -> layers.Layer:
     # Glorot: the sums of the residual blocks begin at a spread of 1; with He initialisation it is 25.
-    return layers.Conv2D(width, 3, padding="same", use_bias=False, kernel_initializer=kernel_initializer)
+    return layers.Conv2D(width, side, padding="same", use_bias=False, kernel_initializer=kernel_initializer)
 
 
-def _blocks(x: Any, count: int) -> Any:
+def _blocks(x: Any, count: int, bottleneck: int | None) -> Any:
     width = x.shape[-1]
     for _ in range(count):
-        inner = _conv3(width)(x)
         # A tenth of Glorot's: a block begins near the identity, and its ReLUs live through the first steps.
         faint = keras.initializers.VarianceScaling(0.01, mode="fan_avg", distribution="uniform")
-        inner = _conv3(width, kernel_initializer=faint)(layers.ReLU()(inner))
+        if bottleneck:
+            inner = _conv3(bottleneck)(layers.ReLU()(_plain(bottleneck, 1)(x)))
+            inner = _plain(width, 1, kernel_initializer=faint)(layers.ReLU()(inner))
+        else:
+            inner = _conv3(width, kernel_initializer=faint)(layers.ReLU()(_conv3(width)(x)))
         x = layers.Add()([x, inner])
     return x
 

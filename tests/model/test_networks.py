@@ -28,6 +28,8 @@ def test_the_stated_radius_and_alignment_are_those_of_the_gradient(name: str) ->
     [
         ("resunet", {"filters": (2,), "depth": 1}),
         ("resunet", {"filters": (2, 2, 2), "depth": 1}),
+        ("resunet", {"filters": (2, 2), "bottleneck": 2}),
+        ("resunet", {"filters": (2, 2, 2), "depth": 1, "bottleneck": 2}),
         ("unet", {"filters": (2, 2)}),
         ("dncnn", {"filters": 2, "depth": 5}),
         ("autoencoder", {"filters": (2, 2), "size": None}),
@@ -110,3 +112,8 @@ def test_an_unknown_network_is_refused() -> None:
 def test_too_shallow_networks_are_refused(name: str, arguments: dict) -> None:
     with pytest.raises(ValueError, match="depth is"):
         networks.build(name, **arguments)
+
+
+def test_a_bottleneck_of_no_channels_is_refused() -> None:
+    with pytest.raises(ValueError, match="bottleneck is 0; allowed: 1 or more"):
+        networks.build("resunet", bottleneck=0)

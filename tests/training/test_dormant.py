@@ -57,6 +57,22 @@ def test_they_begin_afresh_and_the_network_does_what_it_did(model: keras.Model) 
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(entry.before.kernel)[..., alive], kept[index][..., alive])
 
 
+def test_both_hidden_layers_of_a_bottleneck_begin_afresh() -> None:
+    model = networks.build("resunet", filters=(6, 8), depth=1, bottleneck=5).model
+    for weights in model.trainable_weights:
+        weights.assign(RNG.normal(0, 0.1, weights.shape))
+    layers = hidden(model)
+    assert len(layers) == 8
+    for entry in layers[:2]:  # of one block
+        kernel = keras.ops.convert_to_numpy(entry.before.kernel).copy()
+        kernel[..., 2] = 0
+        entry.before.kernel.assign(kernel)
+    before = model.predict_on_batch(NOISY)
+    assert numbers(model)[:2] == [[2], [2]]
+    assert recycle(model, seed=0) >= 2
+    np.testing.assert_allclose(model.predict_on_batch(NOISY), before, atol=1e-6)
+
+
 def test_what_began_afresh_learns(model: keras.Model) -> None:
     recycle(model, seed=1)
     recycle(model, seed=2)  # half of all fresh units may be cut off again
