@@ -13,6 +13,8 @@ from raydenoise.model.card import CARD_FILE, MODEL_FILE, locate
 def on_disk(name_or_path: str) -> Iterator[Path]:
     """Find a model on the disk, or copy it there from a bucket for a while.
 
+    What is raised meanwhile about the copy names the model as it was given.
+
     Raises:
         ValueError: there is none.
     """
@@ -32,4 +34,9 @@ def on_disk(name_or_path: str) -> Iterator[Path]:
         except OSError as error:
             told = f"model {name_or_path!r} cannot be read: {error}"
             raise ValueError(f"{told}; allowed: a bundle, or a .keras or .h5 file") from error
-        yield target
+        try:
+            yield target
+        except ValueError as error:
+            if str(target) not in str(error):
+                raise
+            raise ValueError(str(error).replace(str(target), name_or_path)) from error

@@ -70,6 +70,9 @@ def test_a_model_in_a_bucket_is_described(
     assert capsys.readouterr().out == told
     assert cli.main(["inspect", f"{there}-not"]) == 2
     assert f"model '{there}-not' cannot be read: " in capsys.readouterr().err
+    (there / "model.keras").write_bytes(b"no model")
+    assert cli.main(["inspect", str(there)]) == 2
+    assert capsys.readouterr().err.startswith(f"raydenoise inspect: error: {there}/model.keras ")
 
 
 def test_no_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
