@@ -241,8 +241,12 @@ def read_manifest_rows(folder: Path) -> int:
 
 def test_one_worker_trains_what_two_do(run: Callable[..., dict[str, Any]], undisturbed: Path, tmp_path: Path) -> None:
     run(tmp_path / "alone", workers=1)
-    for one, two in zip(arrays(tmp_path / "alone"), arrays(undisturbed), strict=True):
-        np.testing.assert_allclose(one, two, atol=1e-5)
+    pairs = list(zip(arrays(tmp_path / "alone"), arrays(undisturbed), strict=True))
+    assert len(pairs) > 20
+    # A sum rounded otherwise turns a ReLU, and Adam what follows: up to 0.02 with oneDNN held to SSE4.1, AVX2 and
+    # AVX-512. A gradient a tenth too large is 0.19 apart, workers that do not add up their gradients 0.9.
+    for one, two in pairs:
+        assert np.linalg.norm(one - two) <= 0.05 * np.linalg.norm(two)
 
 
 def seen_by_a_worker() -> str:
