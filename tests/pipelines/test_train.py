@@ -127,10 +127,14 @@ def arrays(folder: Path) -> list[np.ndarray]:
     return last[max(last)]
 
 
-def assert_same_bits(one: Path, other: Path) -> None:
+def paired_arrays(one: Path, other: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     pairs = list(zip(arrays(one), arrays(other), strict=True))
     assert len(pairs) > 20
-    for left, right in pairs:
+    return pairs
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    for left, right in paired_arrays(one, other):
         np.testing.assert_array_equal(left, right)
 
 
@@ -241,11 +245,9 @@ def read_manifest_rows(folder: Path) -> int:
 
 def test_one_worker_trains_what_two_do(run: Callable[..., dict[str, Any]], undisturbed: Path, tmp_path: Path) -> None:
     run(tmp_path / "alone", workers=1)
-    pairs = list(zip(arrays(tmp_path / "alone"), arrays(undisturbed), strict=True))
-    assert len(pairs) > 20
     # A sum rounded otherwise turns a ReLU, and Adam what follows: up to 0.02 with oneDNN held to SSE4.1, AVX2 and
     # AVX-512. A gradient a tenth too large is 0.19 apart, workers that do not add up their gradients 0.9.
-    for one, two in pairs:
+    for one, two in paired_arrays(tmp_path / "alone", undisturbed):
         assert np.linalg.norm(one - two) <= 0.05 * np.linalg.norm(two)
 
 
