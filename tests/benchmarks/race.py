@@ -96,7 +96,7 @@ def main() -> None:
             for seed in arguments.seeds
         ]
         first = first or found
-        line: dict[str, Any] = {**changes, "steps": base.steps, "seeds": len(found)}
+        line: dict[str, Any] = {"steps": base.steps, **changes, "seeds": len(found)}
         for of in SETS:
             gained = [one[of] - other[of] for one, other in zip(found, first, strict=True)]
             line[of] = {**summary([one[of] for one in found]), "gained": summary(gained)}
