@@ -14,8 +14,7 @@ import skimage.data
 from raydenoise import cli
 from raydenoise.core.metrics import as_float
 from raydenoise.core.noise import add_awgn, quantize
-from raydenoise.data.manifest import Output
-from raydenoise.report.page import PAGE
+from raydenoise.data.manifest import PAGE, Output
 from raydenoise.report.sheets import caption, contact_sheet, read_metrics
 
 # Photographs inside scikit-image's wheel, with the noise they get here (8-bit grey levels).

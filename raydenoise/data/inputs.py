@@ -99,7 +99,9 @@ def _remote_sources(path: Remote) -> Iterator[Source]:
             yield Source(str(path), path.name)
             return
         parts = path.path.split("/")
-        fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+        fixed = len(parts)
+        if glob.has_magic(path.path) and not path.is_dir():
+            fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
         root = Remote(path.scheme, "/".join(parts[: max(fixed, 1)]))
         wild = parts[fixed:] or ["**"]
         for file in root.files():

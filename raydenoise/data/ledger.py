@@ -2,11 +2,11 @@
 
 import hashlib
 import json
+import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,13 +15,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raydenoise.data import lease, storage
+from raydenoise.data.inputs import UNNAMED
 from raydenoise.data.manifest import DENOISING_KIND, Output, part_name
 from raydenoise.data.place import Place, Remote
 from raydenoise.data.schema import METRICS, SOURCES
 
 DIGEST = "S16"  # 128 bits of a key: two million take 32 MB, and no two of them ever agree
+NONE = np.empty(0, DIGEST)
 MERGED = 1 << 16  # rows of this run in a set, before they join the array
-IMAGES = "/images/"  # in the address of a picture, before its name
+PLACES = ("input", "list", "reference")  # of the deciding ones, those that are paths or addresses
 # What decides a row. Others, such as --limit, --actors or --batch-tiles, may change when a job goes on.
 DECIDING = (
     "input", "list", "column", "sigma", "strength", "tta", "reference", "format", "quality", "tile", "max_pixels",
@@ -55,7 +57,7 @@ class Ledger:
             return left
         names = set(wanted)
         for index in np.flatnonzero(taken).tolist():
-            suffix = PurePosixPath(wanted[index]).suffix
+            suffix = PurePosixPath(wanted[index]).suffix or UNNAMED
             name = left["key"][index].as_py() + suffix
             while name in names or among(digests([name]), self.outputs)[0]:
                 name += suffix
@@ -125,12 +127,23 @@ def check_same(output: Output, manifest: dict[str, Any]) -> None:
     old, new = pairs["max_pixels"]
     if manifest["config"].get("retry_failed") and isinstance(old, int) and old < new:
         del pairs["max_pixels"]  # what was too large failed and is tried again; no other row would be another one
-    changed = [f"{name} was {old!r} and is {new!r}" for name, (old, new) in pairs.items() if old != new]
+    changed = [
+        f"{name} was {old!r} and is {new!r}"
+        for name, (old, new) in pairs.items()
+        if old != new and not (name in PLACES and _one_place(old, new))
+    ]
     if changed:
         raise ValueError(
             f"output {str(output.root)!r} holds a run with other settings: {'; '.join(changed)}; allowed: the same "
             "settings, another folder, or --overwrite, which removes that run"
         )
+
+
+def _one_place(one: str | None, other: str | None) -> bool:
+    """Whether two paths on a disk lead to one place, by `..` or by links."""
+    if one is None or other is None or "://" in one + other:
+        return False
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def computed_in(output: Output) -> str | None:
@@ -223,7 +236,7 @@ def _is_empty(path: Place) -> bool:
 def settle(
     output: Output,
     *,
-    retry_failed: bool,
+    retry: NDArray[np.bytes_] = NONE,
     count: Callable[[pa.Table], None] = lambda _: None,
     allowed: Callable[[], None] = lambda: None,
 ) -> Ledger:
@@ -232,7 +245,7 @@ def settle(
 
     Args:
         output: of the run, which no other job writes.
-        retry_failed: drop rows of failures.
+        retry: digests of keys, sorted: drop their rows where they failed.
         count: gets the rows that stay, a table at a time.
         allowed: called before anything is removed and before rows are dropped; raises where they must not be.
     """
@@ -247,12 +260,12 @@ def settle(
     for name in storage.names(output.metrics):
         path = output.metrics / name
         rows = storage.open_parquet(path).read().cast(METRICS)
-        kept = rows.filter(pa.array(_stands(rows, written, retry_failed=retry_failed)))
+        kept = rows.filter(pa.array(_stands(rows, written, output=output, retry=retry)))
         if len(kept) < len(rows):
             allowed()
             storage.publish_table(path, kept)
         seen.append(digests(kept["key"].to_pylist()))
-        named.append(digests(name for uri in kept["output_uri"].to_pylist() for name in _names(uri)))
+        named.append(digests(filter(None, _pictures(kept))))
         count(kept)
     done, outputs = (np.sort(np.concatenate([np.empty(0, DIGEST), *found])) for found in (seen, named))
     return Ledger(done, outputs, precision)
@@ -265,20 +278,34 @@ def _partial(output: Output) -> Iterator[Path]:
             yield from folder.glob(".*.partial")
 
 
-def _stands(rows: pa.Table, written: NDArray[np.bytes_], *, retry_failed: bool) -> NDArray[np.bool_]:
+def _stands(
+    rows: pa.Table, written: NDArray[np.bytes_], *, output: Output, retry: NDArray[np.bytes_]
+) -> NDArray[np.bool_]:
     """Which rows are done: pictures that are there, and failures unless they are tried again."""
-    names = [_names(uri) for uri in rows["output_uri"].to_pylist()]
-    row_of = np.repeat(np.arange(len(rows)), [len(some) for some in names])
-    there = np.zeros(len(rows), bool)
-    there[row_of[among(digests(chain.from_iterable(names)), written)]] = True
+    pictures = _pictures(rows)
     ok = np.array([status == "ok" for status in rows["status"].to_pylist()], bool)
-    return np.where(ok, there, not retry_failed)
+    there = among(digests(pictures), written)
+    if isinstance(output.images, Path):
+        images = Path(os.path.realpath(output.images))
+        left = {index: images / pictures[index] for index in np.flatnonzero(ok & ~there).tolist()}
+        folders = {path.parent for path in left.values()}
+        linked = {
+            folder for folder in folders if os.path.realpath(folder) != str(folder)
+        }  # `storage.walk` follows none
+        for index, path in left.items():
+            there[index] = path.parent in linked and path.is_file()
+    return np.where(ok, there, ~among(digests(rows["key"].to_pylist()), retry))
 
 
-def _names(uri: str | None) -> list[str]:
-    """The names below OUT/images that a picture's address may mean, wherever OUT stood when it was written."""
-    parts = (uri or "").split(IMAGES)
-    return [IMAGES.join(parts[first:]) for first in range(1, len(parts))]
+def _pictures(rows: pa.Table) -> list[str]:
+    """The names of rows' pictures below OUT/images, wherever OUT stood when their addresses were written: each lies in
+    its key's folder. Empty where there is none.
+    """
+    keys, uris = rows["key"].to_pylist(), rows["output_uri"].to_pylist()
+    return [
+        "".join(key.rpartition("/")[:2]) + uri.rpartition("/")[2] if uri else ""
+        for key, uri in zip(keys, uris, strict=True)
+    ]
 
 
 def among(wanted: NDArray[np.bytes_], known: NDArray[np.bytes_]) -> NDArray[np.bool_]:

@@ -86,10 +86,12 @@ def check(uri: str, *, column: str, written_format: Format | None = None, limit:
         ValueError: it cannot be read, has no such column, no row, a row that is neither an absolute path nor an address
             in a bucket, or a picture twice. No message repeats what may be a secret.
     """
+    file = place(uri, argument="list")
+    uri = str(file)  # absolute: a worker of a Ray that runs already stands in another folder
     found: list[NDArray[np.bytes_]] = []
     folders: list[NDArray[np.bytes_]] = []
     count = 0
-    for uris in _uris(place(uri, argument="list"), column):
+    for uris in _uris(file, column):
         uris = uris[: limit - count] if limit is not None else uris
         for number, value in enumerate(uris, start=count + 1):
             if not value or not LISTED.match(value):

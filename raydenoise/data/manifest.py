@@ -22,6 +22,7 @@ from raydenoise.data.storage import publish_json, publish_table
 DENOISING_KIND, TRAINING_KIND = "raydenoise denoising", "raydenoise training"
 EVALUATION_KIND = "raydenoise evaluation"
 MANIFEST = "manifest.json"
+PAGE, PLOTS = "report.html", "report"  # of `raydenoise report`
 PART_ROWS = 10_000  # rows of a metrics file: about 1 MB
 COMBINED = 64  # tables of a row or some, each of which takes kilobytes beside its row
 PART_SECONDS = 30.0  # a killed driver loses at most this much of the metrics

@@ -93,12 +93,18 @@ def publish(path: Place, data: bytes | memoryview, *, scratch: Place | None = No
     Args:
         path: of the file; folders above it are made.
         data: its content.
-        scratch: folder for the temporary name, on the same disk; by default the file's own.
+        scratch: folder for the temporary name; by default, and where a link leads to another disk, the file's own.
     """
     if isinstance(path, Remote):
         path.write_bytes(data)
         return
-    _patiently(partial(_publish_local, path, data, aside=scratch if isinstance(scratch, Path) else path.parent))
+    aside = scratch if isinstance(scratch, Path) else path.parent
+    try:
+        _patiently(partial(_publish_local, path, data, aside=aside))
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _patiently(partial(_publish_local, path, data, aside=path.parent))
 
 
 def _publish_local(path: Path, data: bytes | memoryview, *, aside: Path) -> None:

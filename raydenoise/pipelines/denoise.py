@@ -15,7 +15,7 @@ import ray.data
 from raydenoise.config import DenoiseConfig
 from raydenoise.data import inputs, storage
 from raydenoise.data.lease import Lease, at_end, check_free, held
-from raydenoise.data.ledger import Commits, Ledger, check_ours, check_same, clear, settle
+from raydenoise.data.ledger import NONE, Commits, Ledger, check_ours, check_same, clear, settle
 from raydenoise.data.manifest import DENOISING_KIND, Output, RowWriter, check_writable, recorded, versions
 from raydenoise.data.place import place
 from raydenoise.data.schema import METRICS
@@ -92,7 +92,7 @@ def run(config: DenoiseConfig) -> dict[str, Any]:
         totals = Totals()
         ledger = settle(
             output,
-            retry_failed=config.retry_failed,
+            retry=pictures.keys() if config.retry_failed else NONE,
             count=partial(totals.add, referenced=bool(config.reference)),
             allowed=lease.check,
         )
@@ -187,7 +187,8 @@ def _tidy(output: Output, lease: Lease) -> None:
 def _read_files(config: DenoiseConfig, pictures: Pictures) -> list[str]:
     """A file of INPUT and of `--reference`, where they are on a disk: every machine must see them."""
     # The first picture may be a broken link.
-    source = inputs.local_file(pictures.first()) or inputs.local_file(config.input)
+    first = pictures.first()
+    source = (None if "://" in first else inputs.local_file(first)) or inputs.local_file(config.input)
     return [file for file in (source, inputs.local_file(config.reference)) if file is not None]
 
 

@@ -6,16 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from numpy.typing import NDArray
 from ray.data.block import BlockMetadata
 
 from raydenoise.config import DenoiseConfig
 from raydenoise.data import inputs, listing
 from raydenoise.data.lease import FOLDER
-from raydenoise.data.ledger import Ledger, among
-from raydenoise.data.manifest import Output
+from raydenoise.data.ledger import Ledger, among, digests
+from raydenoise.data.manifest import PAGE, PLOTS, Output
 from raydenoise.data.place import Place, place
 from raydenoise.data.schema import SOURCES
 from raydenoise.pipelines.parcels import PARCEL, grouped, pack
@@ -30,6 +32,9 @@ class Pictures(Protocol):
 
     def first(self) -> str:
         """Path or address of one of them."""
+
+    def keys(self) -> NDArray[np.bytes_]:
+        """The digests of their keys, sorted."""
 
     def without(self, ledger: Ledger) -> "Pictures":
         """Those that are not done."""
@@ -50,6 +55,10 @@ class Found:
     def first(self) -> str:
         """Path or address of one of them."""
         return str(self.table["uri"][0].as_py())
+
+    def keys(self) -> NDArray[np.bytes_]:
+        """The digests of their keys, sorted."""
+        return np.sort(digests(self.table["key"].to_pylist()))
 
     def without(self, ledger: Ledger) -> "Found":
         """Those that are not done."""
@@ -73,6 +82,10 @@ class Listed:
     def first(self) -> str:
         """Path or address of one of them."""
         return str(next(self.listing.read())["uri"][0].as_py())
+
+    def keys(self) -> NDArray[np.bytes_]:
+        """The digests of their keys, sorted."""
+        return np.sort(self.listing.keys)
 
     def without(self, ledger: Ledger) -> "Listed":
         """Those that are not done."""
@@ -150,14 +163,18 @@ def _column(values: Iterable[str | None]) -> pa.ChunkedArray:
 def _outside(found: list[inputs.Source], config: DenoiseConfig, output: Output) -> list[inputs.Source]:
     """Leave out what a job wrote, where OUT is below INPUT or is INPUT: it is not what the job reads."""
     within = _below(config.input or "", output.root)
-    own = (*_written(output), output.manifest) if within else (output.root,)
+    own = _written(output) if within else (output.root,)
+    page = str(output.root / PAGE)
+    files = {str(output.manifest), page} if within else set()
+    if within and any(source.uri == page for source in found):
+        own = (*own, output.root / PLOTS)
     inside: dict[str, bool] = {}  # folders, each looked up once
     left = []
     for source in found:
         folder = source.uri.rpartition("/")[0] or "/"
         if folder not in inside:
             inside[folder] = any(_below(folder, path) for path in own)
-        if not inside[folder] and source.uri != str(output.manifest):
+        if not inside[folder] and source.uri not in files:
             left.append(source)
     return left
 
@@ -168,10 +185,9 @@ def _written(output: Output) -> tuple[Place, ...]:
 
 def _below(text: str, folder: Place) -> bool:
     """Whether a path or address is a folder's or lies below it; links count as what they lead to."""
-    read = place(text)
-    if isinstance(read, Path) and isinstance(folder, Path):
-        return Path(os.path.realpath(read)).is_relative_to(os.path.realpath(folder))
-    return f"{read}/".startswith(f"{folder}/")
+    if "://" in text and not text.startswith("file://"):  # it need not be allowed: an object may have any key
+        return f"{text.rstrip('/')}/".startswith(f"{folder}/")
+    return isinstance(folder, Path) and Path(os.path.realpath(place(text))).is_relative_to(os.path.realpath(folder))
 
 
 READ = ("input", "list", "reference", "model")  # options that name what a job reads

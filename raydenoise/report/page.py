@@ -14,6 +14,8 @@ from raydenoise.data.manifest import (
     DENOISING_KIND,
     EVALUATION_KIND,
     MANIFEST,
+    PAGE,
+    PLOTS,
     TRAINING_KIND,
     check_writable,
     read_manifest,
@@ -23,8 +25,6 @@ from raydenoise.data.shards import KIND as SHARDS_KIND
 from raydenoise.data.storage import publish
 from raydenoise.report import denoising, evaluation, plots, shards, training
 from raydenoise.report.blocks import Page, data_uri
-
-PAGE, PLOTS = "report.html", "report"
 
 Describe = Callable[[Place, dict[str, Any], int], Page]
 KINDS: Mapping[str, Describe] = {

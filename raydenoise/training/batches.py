@@ -135,9 +135,11 @@ def validation_pairs(sample: Sample, *, inputs: int, channels: int) -> list[Batc
         levels = [(noisy, sample.sigma)]
     else:
         clean = _planes(as_float(sample.clean), channels)
+        plain = clean[..., :1] if sample.clean.shape[-1] == 1 else clean  # grey has one noise
+        rngs = [np.random.default_rng([sample.patch, int(sigma)]) for sigma in VALIDATION_SIGMAS]
         levels = [
-            (add_awgn(clean, sigma=sigma, rng=np.random.default_rng([sample.patch, int(sigma)])), sigma)
-            for sigma in VALIDATION_SIGMAS
+            (_planes(add_awgn(plain, sigma=sigma, rng=rng), channels), sigma)
+            for sigma, rng in zip(VALIDATION_SIGMAS, rngs, strict=True)
         ]
     return [(with_sigma_plane(noisy, sigma) if inputs > channels else noisy, clean) for noisy, sigma in levels]
 

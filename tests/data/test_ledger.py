@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -45,7 +46,7 @@ def sources(*keys: str) -> pa.Table:
 
 def test_done_are_pictures_that_are_there_and_failures(output: Output) -> None:
     counted: list[str] = []
-    ledger = settle(output, retry_failed=False, count=lambda rows: counted.extend(rows["key"].to_pylist()))
+    ledger = settle(output, count=lambda rows: counted.extend(rows["key"].to_pylist()))
     assert counted == ["a.png", "sub/b ü.png"]
     assert ledger.precision == "bfloat16"
     left = ledger.pending(sources("a.png", "gone.png", "new.png", "sub/b ü.png"))
@@ -54,15 +55,21 @@ def test_done_are_pictures_that_are_there_and_failures(output: Output) -> None:
 
 
 def test_rows_without_their_picture_leave_the_table(output: Output) -> None:
-    settle(output, retry_failed=False)
+    settle(output)
     again: list[str] = []
-    settle(output, retry_failed=False, count=lambda rows: again.extend(rows["key"].to_pylist()))
+    settle(output, count=lambda rows: again.extend(rows["key"].to_pylist()))
     assert again == ["a.png", "sub/b ü.png"]
 
 
 def test_failures_can_be_tried_again(output: Output) -> None:
-    ledger = settle(output, retry_failed=True)
-    assert ledger.pending(sources("a.png", "sub/b ü.png"))["key"].to_pylist() == ["sub/b ü.png"]
+    asked = sources("a.png", "sub/b ü.png")
+    ledger = settle(output, retry=np.sort(digests(asked["key"].to_pylist())))
+    assert ledger.pending(asked)["key"].to_pylist() == ["sub/b ü.png"]
+
+
+def test_failures_that_this_job_is_not_asked_for_keep_their_rows(output: Output) -> None:
+    settle(output, retry=digests(["a.png"]))
+    assert storage.read_parquet(output.metrics)["key"].to_pylist() == ["a.png", "sub/b ü.png"]
 
 
 def test_clearing_leaves_nothing_of_a_run_and_all_else(output: Output) -> None:
@@ -70,7 +77,7 @@ def test_clearing_leaves_nothing_of_a_run_and_all_else(output: Output) -> None:
     storage.publish(output.root / "notes.txt", b"mine")
     clear(output)
     assert list(storage.walk(output.root)) == ["notes.txt"]
-    assert settle(output, retry_failed=False).pending(sources("a.png"))["key"].to_pylist() == ["a.png"]
+    assert settle(output).pending(sources("a.png"))["key"].to_pylist() == ["a.png"]
 
 
 def test_an_empty_ledger_has_done_nothing() -> None:
@@ -120,18 +127,62 @@ def test_another_setting_is_refused_with_what_it_was(tmp_path: Path, change: dic
         check_same(Output(tmp_path), manifest(**change))
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_one_place_may_be_typed_in_several_ways(tmp_path: Path, link: bool) -> None:
+    (tmp_path / "photos").mkdir()
+    other = tmp_path / "link" if link else tmp_path / "sub" / ".." / "photos"
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link").symlink_to("photos")
+    storage.publish_json(tmp_path / "manifest.json", manifest(input=str(other)))
+    check_same(Output(tmp_path), manifest(input=str(tmp_path / "photos")))
+    with pytest.raises(ValueError, match="input was "):
+        check_same(Output(tmp_path), manifest(input=str(tmp_path / "sub")))
+
+
+KEYS = ("a", "a.jpg", "images/a.jpg", "b/images/a.jpg", "b/images/images/a", "b/images/a")
+
+
+@pytest.mark.parametrize("folder", ["out", "images", "x/images/y", "images/images"])
+@pytest.mark.parametrize("gone", KEYS)
+def test_a_picture_is_that_of_its_row_whatever_folders_are_called(tmp_path: Path, folder: str, gone: str) -> None:
+    out = Output(tmp_path / folder)
+    rows = [{"key": key, "status": "ok", "output_uri": str(out.images / key)} for key in KEYS]
+    storage.publish_table(out.metrics / "part-00001.parquet", metrics_table(rows))
+    for key in KEYS:
+        if key != gone:
+            storage.publish(out.images / key, b"x")
+    left = settle(out).pending(sources(*KEYS))
+    assert left["output_key"].to_pylist() == left["key"].to_pylist() == [gone]
+
+
+def test_a_taken_name_without_an_extension_gets_one() -> None:
+    ledger = Ledger(outputs=digests(["a"]))
+    assert ledger.pending(sources("a"))["output_key"].to_pylist() == ["a.picture"]
+
+
+def test_pictures_behind_a_link_are_there(output: Output, tmp_path: Path) -> None:
+    if not isinstance(output.root, Path):
+        pytest.skip("a bucket has no links")
+    (output.root / "images").rename(tmp_path / "elsewhere")
+    (output.root / "images").mkdir()
+    (output.root / "images" / "2023").symlink_to(tmp_path / "elsewhere")
+    rows = [{"key": "2023/a.png", "status": "ok", "output_uri": str(output.images / "2023" / "a.png")}]
+    storage.publish_table(output.metrics / "part-00002.parquet", metrics_table(rows))
+    assert settle(output).pending(sources("2023/a.png", "a.png"))["key"].to_pylist() == ["a.png"]
+
+
 def test_a_moved_run_goes_on(output: Output, tmp_path: Path) -> None:
     if not isinstance(output.root, Path):
         pytest.skip("objects are not moved")
     (tmp_path / "images").mkdir()
     moved = Output(output.root.rename(tmp_path / "images" / "elsewhere"))
-    ledger = settle(moved, retry_failed=False)
+    ledger = settle(moved)
     assert ledger.pending(sources("a.png", "gone.png"))["key"].to_pylist() == ["gone.png"]
     assert len(storage.read_parquet(moved.metrics)) == 2
 
 
 def test_a_finished_picture_keeps_its_name(output: Output) -> None:
-    ledger = settle(output, retry_failed=False)
+    ledger = settle(output)
     table = pa.table([["/in/a.bmp", "/in/b.bmp"], ["a.bmp", "b.bmp"], ["a.png", "b.png"], [None, None]], schema=SOURCES)
     assert ledger.pending(table)["output_key"].to_pylist() == ["a.bmp.png", "b.png"]
 
@@ -143,7 +194,7 @@ def test_what_a_killed_job_left_beside_its_files_goes(output: Output) -> None:
         pytest.skip("a bucket has no temporary names")
     for path in left:
         storage.publish(path, b"half")
-    settle(output, retry_failed=False)
+    settle(output)
     assert not any(path.exists() for path in left)
 
 

@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import ExitStack
@@ -350,6 +351,17 @@ def test_a_picture_is_written_in_three_tries_and_leaves_nothing_else(
     with pytest.raises(OSError, match=os.strerror(code)):
         publish(tmp_path / "b" / "c.png", b"whole", scratch=tmp_path / "scratch")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.png"]
+
+
+def test_a_picture_is_written_behind_a_link_to_another_disk(tmp_path: Path) -> None:
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second disk")
+    with tempfile.TemporaryDirectory(dir=memory) as elsewhere:
+        (tmp_path / "linked").symlink_to(elsewhere)
+        publish(tmp_path / "linked" / "a.png", b"whole", scratch=tmp_path / "scratch")
+        assert [path.read_bytes() for path in Path(elsewhere).iterdir()] == [b"whole"]
+    assert not list((tmp_path / "scratch").iterdir())
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.ENOENT])

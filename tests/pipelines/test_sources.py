@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from raydenoise.config import DenoiseConfig
@@ -44,6 +45,10 @@ def test_an_output_below_the_input_is_not_read(tmp_path: Path) -> None:
 def test_nor_where_it_is_the_input(tmp_path: Path) -> None:
     files(tmp_path, "clean/mine.png", "clean/raw/b.png", *WRITTEN)
     assert keys(config(tmp_path, input=str(tmp_path / "clean"))) == ["mine.png", "raw/b.png"]
+    files(tmp_path, "clean/report/hers.png")  # no report was written
+    assert keys(config(tmp_path, input=str(tmp_path / "clean"))) == ["mine.png", "raw/b.png", "report/hers.png"]
+    files(tmp_path, "clean/report.html", "clean/report/gains.png")
+    assert keys(config(tmp_path, input=str(tmp_path / "clean"))) == ["mine.png", "raw/b.png"]
     files(tmp_path, "other/images/a.png")
     with pytest.raises(ValueError, match="holds no files but those of the output"):
         list_pictures(config(tmp_path, input=str(tmp_path / "other"), output=str(tmp_path / "other")))
@@ -53,6 +58,28 @@ def test_an_output_below_the_input_in_a_bucket_is_not_read(bucket: str) -> None:
     for name in ("in/a.png", "in/cleaner/c.png", *(f"in/{written}" for written in WRITTEN)):
         (place(bucket) / name).write_bytes(b"x")
     assert keys(DenoiseConfig(input=f"{bucket}/in", output=f"{bucket}/in/clean")) == ["a.png", "cleaner/c.png"]
+
+
+def test_an_object_with_an_empty_part_is_one_of_the_others(bucket: str) -> None:
+    for name in ("in/a.png", "in/b//d/e.png"):
+        boto3.client("s3").put_object(Bucket=bucket.removeprefix("s3://"), Key=name, Body=b"x")
+    found = list_pictures(DenoiseConfig(input=f"{bucket}/in", output=f"{bucket}/out"))
+    assert found.table["key"].to_pylist() == ["a.png", "b//d/e.png"]
+
+
+@pytest.mark.parametrize("name", ["in/x [1]", "in/x*"])
+def test_a_folder_of_a_bucket_may_look_like_a_glob(bucket: str, name: str) -> None:
+    for folder in (name, "in/x 1"):
+        (place(bucket) / folder / "a.png").write_bytes(b"x")
+    assert keys(DenoiseConfig(input=f"{bucket}/{name}", output=f"{bucket}/out")) == ["a.png"]
+
+
+def test_a_listing_is_known_by_its_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "list.csv").write_text("uri\n/photos/a.png\n")
+    monkeypatch.chdir(tmp_path)
+    found = list_pictures(DenoiseConfig(list="list.csv", output="out"))
+    monkeypatch.chdir("/")  # as a worker of a Ray that runs already
+    assert [table["key"].to_pylist() for table in found.listing.read()] == [["photos/a.png"]]
 
 
 @pytest.mark.parametrize("name", ["input", "reference", "list", "model"])

@@ -66,6 +66,14 @@ def test_a_grey_sample_has_one_noise_for_three_planes() -> None:
             assert (values[..., :1] == values).all()
 
 
+def test_a_grey_patch_is_validated_with_one_noise_for_three_planes() -> None:
+    for noisy, clean in validation_pairs(Sample(PATCH[..., :1], epoch=0, patch=0), inputs=4, channels=3):
+        assert noisy.shape == (*PATCH.shape[:2], 4)
+        for values in (noisy[..., :3], clean):
+            assert (values[..., :1] == values).all()
+        assert np.std(noisy[..., 0] - clean[..., 0]) == pytest.approx(noisy[0, 0, 3], rel=0.05)
+
+
 def test_other_colours_change_the_clean_patch_and_leave_the_noise() -> None:
     settings = {"augment": (), "grey_share": 0.0, "quantized_share": 0.0, "sigma_range": (20.0, 20.0)}
     noisy, clean = pair(colour_share=1.0, **settings)
