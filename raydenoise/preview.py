@@ -2,6 +2,7 @@
 
 import io
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from raydenoise.core.image import ImageError, decode
 from raydenoise.core.metrics import quality
 from raydenoise.core.noise import estimate_sigma
 from raydenoise.data.inputs import Source, list_sources, pair_references
+from raydenoise.data.place import Remote, place
 from raydenoise.data.storage import publish, read_picture
 from raydenoise.fetching import on_disk
 from raydenoise.model.card import check_sigma, read_checked
@@ -35,9 +37,17 @@ MARK = ("Software", "raydenoise preview")  # in the PNG: only a sheet of ours is
 
 @dataclass(frozen=True)
 class Setting:
-    """One column: a model, a level, a strength. The level of a network that takes none is None."""
+    """One column.
+
+    Attributes:
+        model: as given.
+        name: of the model, for people.
+        sigma: the level; None for a network that takes none.
+        strength: 0 to 1.
+    """
 
     model: str
+    name: str
     sigma: Sigma | None
     strength: float
 
@@ -45,7 +55,7 @@ class Setting:
     def title(self) -> str:
         """For people: the model on the first line, its settings on the second."""
         level = "takes no sigma" if self.sigma is None else f"sigma {_number(self.sigma)}"
-        return f"{Path(self.model).name}\n{level}, strength {self.strength:g}"
+        return f"{self.name}\n{level}, strength {self.strength:g}"
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,9 @@ def run(config: PreviewConfig) -> dict[str, Any]:
         ValueError: an argument is not allowed, there are no pictures, or a model does not take a sigma.
         RuntimeError: none of the pictures could be read.
     """
-    path = Path(config.output).absolute()
+    path = place(config.output, argument="output")
+    if isinstance(path, Remote):
+        raise ValueError(f"output is {str(path)!r}; allowed: a local file")
     _check_replaceable(path)
     sources = list_sources(config.input)
     references = _references(config, sources)
@@ -106,9 +118,12 @@ def show(summary: dict[str, Any]) -> None:
     if measured:
         before = np.mean([picture["psnr_noisy"] for picture in measured])
         print(f"  PSNR of the crops, mean of {len(measured)}: {before:.2f} dB before")
-        for index, setting in enumerate(summary["settings"]):
-            after = np.mean([picture["psnr"][index] for picture in measured])
-            print(f"  {after:.2f} dB ({after - before:+.2f} dB) by {setting}")
+    for index, setting in enumerate(summary["settings"]):
+        pairs = [(one["psnr_noisy"], one["psnr"][index]) for one in measured if one["psnr"][index] is not None]
+        if pairs:
+            before, after = np.mean(pairs, axis=0)
+            some = f", mean of {len(pairs)}" if len(pairs) < len(measured) else ""
+            print(f"  {after:.2f} dB ({after - before:+.2f} dB{some}) by {setting}")
     for note in summary["notes"]:
         print(f"  {note}")
     for failure in summary["first_failures"]:
@@ -149,10 +164,14 @@ def _load(config: PreviewConfig) -> dict[str, "Denoiser"]:
 
 
 def _settings(config: PreviewConfig, denoisers: dict[str, "Denoiser"]) -> list[Setting]:
-    """Every model with every level that it takes and every strength."""
+    """Every model with every level that it takes and every strength.
+
+    A model is named by its card, or as given where two would share a name.
+    """
+    names = Counter(denoiser.card.name for denoiser in denoisers.values())
     return [
-        Setting(name, level, strength)
-        for name, denoiser in denoisers.items()
+        Setting(given, denoiser.card.name if names[denoiser.card.name] == 1 else given, level, strength)
+        for given, denoiser in denoisers.items()
         for level in (config.sigma if denoiser.card.sigma_range else (None,))
         for strength in config.strength
     ]

@@ -1,6 +1,7 @@
 """Laws of `raydenoise preview`: the sheet shows what `denoise` would give of the pictures it names."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -132,7 +133,7 @@ def test_a_network_without_a_noise_level_is_shown_once(tmp_path: Path, tiny_bund
     assert preview.run(config)["settings"] == [
         "tiny, sigma 15, strength 1",
         "tiny, sigma 25, strength 1",
-        "plain.keras, takes no sigma, strength 1",
+        "plain, takes no sigma, strength 1",
     ]
 
 
@@ -146,6 +147,44 @@ def test_small_and_large_pictures_fit(tmp_path: Path, tiny_bundle: Path) -> None
     )
     assert len(preview.run(config)["pictures"]) == 2
     assert drawn(tmp_path / "s.png").shape[1] == preview.GAP + 2 * (64 + preview.GAP)
+
+
+def test_models_of_one_name_are_told_apart(pictures: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    models = []
+    for run in ("a", "b"):
+        models.append(str(shutil.copytree(tiny_bundle, tmp_path / run / "bundle")))
+    given = {"input": str(pictures), "pictures": 1, "crop": 64, "output": str(tmp_path / "s.png")}
+    assert preview.run(PreviewConfig(**given, models=(models[0],)))["settings"] == ["tiny, sigma auto, strength 1"]
+    both = preview.run(PreviewConfig(**given, models=tuple(models)))["settings"]
+    assert both == [f"{model}, sigma auto, strength 1" for model in models]
+
+
+def test_means_are_over_the_crops_that_have_a_psnr(capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*pictures: tuple[float | None, list[float | None]]) -> list[str]:
+        shown = [{"psnr_noisy": noisy, "psnr": psnr} for noisy, psnr in pictures]
+        summary = {"output": "s.png", "pictures": shown, "listed": 3, "settings": ["a", "b"]}
+        preview.show({**summary, "notes": [], "first_failures": []})
+        return capsys.readouterr().out.splitlines()[1:]
+
+    assert told((20.0, [30.0, None]), (24.0, [31.0, None]), (None, [None, 50.0])) == [
+        "  PSNR of the crops, mean of 2: 22.00 dB before",
+        "  30.50 dB (+8.50 dB) by a",
+    ]
+    assert told((20.0, [30.0, None]), (24.0, [31.0, 35.0])) == [
+        "  PSNR of the crops, mean of 2: 22.00 dB before",
+        "  30.50 dB (+8.50 dB) by a",
+        "  35.00 dB (+11.00 dB, mean of 1) by b",
+    ]
+    assert told((None, [None, None])) == []
+
+
+def test_a_sheet_in_a_bucket_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["preview", "none", "--output", "s3://bucket/sheet.png"]) == 2
+    assert "error: output is 's3://bucket/sheet.png'; allowed: a local file\n" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", [b"mine", None])

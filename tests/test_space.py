@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from raydenoise.config import TrainConfig, TuneConfig, parse
@@ -74,6 +75,36 @@ def test_a_finite_space_is_drawn_without_repetition_to_its_end(tmp_path: Path) -
     assert len({described(one) for one in drawn}) == 6
     with pytest.raises(ValueError, match=r"^trials is 7; allowed: at most 6, all combinations of the space$"):
         found.draw(7, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("ema: {uniform: [0.999, 0.9999]}", 10),
+        ("ema: {uniform: [0.999, 0.9999]}\nloss: {choice: [l1, mse]}", 20),
+        ('sigma: {choice: [25, "25", "25:25"]}', 1),
+    ],
+)
+def test_a_space_with_fewer_combinations_than_it_seems_ends(tmp_path: Path, text: str, found: int) -> None:
+    assert len({described(one) for one in space(tmp_path, text).draw(found, seed=0)}) == found
+    told = rf"^trials is {found + 1}, and {found} different combinations .* found; allowed: at most {found}, or a wider"
+    with pytest.raises(ValueError, match=told):
+        space(tmp_path, text).draw(found + 1, seed=0)
+
+
+def test_many_choices_are_drawn_to_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raydenoise.config.space.REPEATS", 5)
+    drawn = space(tmp_path, "warmup_steps: {randint: [1, 300]}").draw(300, seed=0)
+    assert {one["warmup_steps"] for one in drawn} == set(range(1, 301))
+
+
+@pytest.mark.parametrize(
+    "domain", [Domain("uniform", (0.999, 0.99999)), Domain("loguniform", (0.12341, 0.1236))], ids=["up", "down"]
+)
+def test_rounding_stays_in_the_range(domain: Domain) -> None:
+    rng = np.random.default_rng(0)
+    low, high = domain.values
+    assert all(low <= domain.draw(rng) <= high for _ in range(1000))
 
 
 def test_arguments_of_the_network_can_be_drawn_together(tmp_path: Path) -> None:

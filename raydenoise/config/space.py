@@ -14,6 +14,7 @@ from raydenoise.config.train import TrainConfig, model_argument
 DomainName = Literal["choice", "uniform", "loguniform", "randint"]
 ARGUMENTS = "model_args"
 DIGITS = 4  # significant ones of a drawn number: what a person would write down
+REPEATS = 10_000  # in a row, then no more are looked for: so many miss one of 1,000 with a chance of e^-10
 # Said for all trials alike by the command itself, and what says nothing of a training.
 OF_THE_COMMAND = (
     *("shards", "output", "epochs", "steps", "validate_every", "checkpoint_every"),
@@ -37,7 +38,7 @@ class Domain:
 
     @property
     def count(self) -> float:
-        """How many different values it has; infinite between real numbers."""
+        """How many different values it has at most; infinite between real numbers."""
         match self.kind:
             case "choice":
                 return len(self.values)
@@ -54,10 +55,10 @@ class Domain:
             case "randint":
                 return int(rng.integers(self.values[0], self.values[1], endpoint=True))
             case "uniform":
-                return _rounded(rng.uniform(*self.values))
+                return _rounded(rng.uniform(*self.values), *self.values)
             case "loguniform":
                 low, high = map(math.log, self.values)
-                return _rounded(math.exp(rng.uniform(low, high)))
+                return _rounded(math.exp(rng.uniform(low, high)), *self.values)
 
 
 @dataclass(frozen=True)
@@ -103,15 +104,23 @@ class Space:
         """Draw combinations, each once; a longer drawing begins like a shorter one.
 
         Raises:
-            ValueError: there are not so many.
+            ValueError: there are not so many, or no more were found.
         """
         count = math.prod(domain.count for domain in self.drawn.values())
         if trials > count:
             raise ValueError(f"trials is {trials}; allowed: at most {count}, all combinations of the space")
         rng = np.random.default_rng(seed)
+        patience = max(REPEATS, 20 * count) if count < math.inf else REPEATS  # 20: e^-20, where all are asked for
         combinations: dict[str, dict[str, Any]] = {}
+        repeats = 0
         while len(combinations) < trials:
             combination = {name: domain.draw(rng) for name, domain in self.drawn.items()}
+            repeats = repeats + 1 if repr(combination) in combinations else 0
+            if repeats > patience:
+                raise ValueError(
+                    f"trials is {trials}, and {len(combinations)} different combinations of the space were found; "
+                    f"allowed: at most {len(combinations)}, or a wider space: numbers have {DIGITS} significant digits"
+                )
             combinations.setdefault(repr(combination), combination)
         return list(combinations.values())
 
@@ -208,5 +217,5 @@ def _domain(name: str, value: Mapping[Any, Any], *, where: str) -> Domain:
     return Domain(kind, (low, high))
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
+def _rounded(value: float, low: float, high: float) -> float:
+    return min(max(float(f"{value:.{DIGITS}g}"), low), high)

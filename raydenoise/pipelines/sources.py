@@ -187,7 +187,9 @@ def _below(text: str, folder: Place) -> bool:
     """Whether a path or address is a folder's or lies below it; links count as what they lead to."""
     if "://" in text and not text.startswith("file://"):  # it need not be allowed: an object may have any key
         return f"{text.rstrip('/')}/".startswith(f"{folder}/")
-    return isinstance(folder, Path) and Path(os.path.realpath(place(text))).is_relative_to(os.path.realpath(folder))
+    read = place(text)
+    both = isinstance(read, Path) and isinstance(folder, Path)
+    return both and Path(os.path.realpath(str(read))).is_relative_to(os.path.realpath(str(folder)))
 
 
 READ = ("input", "list", "reference", "model")  # options that name what a job reads

@@ -79,7 +79,7 @@ def print_training(summary: dict[str, Any]) -> None:
                 before = "" if init is None else f"; init {init:.2f} dB"
                 told = f"PSNR {noisy:.2f} dB -> {value:.2f} dB ({value - noisy:+.2f} dB{before})"
                 table.add_row(f"{split}{level}", told)
-    table.add_row("bundle", Text(str(Path(summary["output"]) / "bundle")))
+    table.add_row("bundle", Text(f"{summary['output']}/bundle"))
     console.print(table)
 
 

@@ -21,6 +21,7 @@ from raydenoise.config import TrainConfig, TuneConfig
 from raydenoise.config.space import Space
 from raydenoise.data.lease import Claim, check_free, held
 from raydenoise.data.manifest import recorded, versions
+from raydenoise.data.place import Remote, place
 from raydenoise.data.shards import MANIFEST, read_manifest
 from raydenoise.pipelines.checks import fingerprint, open_run, trained_in
 from raydenoise.pipelines.combinations import Checked, check
@@ -87,7 +88,9 @@ def run(config: TuneConfig) -> dict[str, Any]:
         RuntimeError: the job broke, or no trial has a validation.
     """
     started = time.monotonic()
-    root = Path(config.output).absolute()
+    root = place(config.output, argument="output")
+    if isinstance(root, Remote):
+        raise ValueError(f"output is {str(root)!r}; allowed: a local folder")
     shards = read_manifest(config.shards)
     space = Space.read(Path(config.space))
     combinations = space.draw(config.trials, seed=config.seed)

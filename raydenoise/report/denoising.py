@@ -86,11 +86,17 @@ def _tiles(totals: dict[str, Any], typical: dict[str, Any], manifest: dict[str, 
     if typical["sigma_in"] is not None:
         value = f"{typical['sigma_in']:.1f} → {number(typical['sigma_out'], 1)}"
         tiles.append(Tile("estimated noise", value, "median, 8-bit grey levels"))
-    seconds = manifest.get("summary", {}).get("seconds")
-    if seconds:
-        each = totals["pictures"] / seconds
-        tiles.append(Tile("pictures a second", number(each, 2 if each < 10 else 1), "start-up included"))
+    seconds, before = manifest.get("summary", {}).get("seconds"), _before(manifest)
+    if seconds and totals["pictures"] > before:
+        each = (totals["pictures"] - before) / seconds
+        note = "of the last start, start-up included" if before else "start-up included"
+        tiles.append(Tile("pictures a second", number(each, 2 if each < 10 else 1), note))
     return tiles
+
+
+def _before(manifest: dict[str, Any]) -> int:
+    """How many pictures were done before the last start."""
+    return int(manifest.get("summary", {}).get("before", 0))
 
 
 def _looks(rows: Rows, totals: dict[str, Any], *, pictures: int) -> Section | None:
@@ -224,6 +230,7 @@ def _time(rows: Rows, totals: dict[str, Any], manifest: dict[str, Any]) -> Secti
         return None
     started = manifest.get("started_at")
     start = datetime.fromisoformat(started).timestamp() if isinstance(started, str) else totals["first"]
+    again = _before(manifest) > 0 if "summary" in manifest else totals["first"] < start
     start = min(start, totals["first"])
     count = metrics.bins(totals["pictures"], least=20, most=120)
     seconds = max(totals["last"] - start, 0.001)
@@ -236,6 +243,8 @@ def _time(rows: Rows, totals: dict[str, Any], manifest: dict[str, Any]) -> Secti
         _stages(stages),
         _workers(rows),
     ]
+    if again:
+        return Section("Time", blocks)
     text = f"The first picture was finished after {duration(totals['first'] - start)}"
     steady = totals["last"] - totals["first"]
     text += f"; from then on it were {(totals['pictures'] - 1) / steady:,.2f} pictures a second." if steady > 0 else "."

@@ -1,6 +1,7 @@
 """The page of an evaluation."""
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,11 +72,23 @@ def _tiles(summary: dict[str, Any]) -> list[Tile]:
     return [
         Tile("pictures", number(summary.get("images")), f"{summary.get('ok', 0):,} with all results"),
         Tile("failed", number(failed), tone="bad" if failed else "plain"),
-        *(
-            Tile(f"best, {_level(part)}", part["methods"][0]["method"], f"PSNR {decibels(part['methods'][0]['psnr'])}")
-            for part in summary.get("sets", [])
-        ),
+        *(_best_tile(part) for part in summary.get("sets", [])),
     ]
+
+
+def _best_tile(part: dict[str, Any]) -> Tile:
+    label, best = f"best, {_level(part)}", _best(part)
+    if best is None:
+        return Tile(label, "none", "no method beats the noisy input", "bad")
+    return Tile(label, best["method"], f"PSNR {decibels(best['psnr'])}")
+
+
+def _best(part: dict[str, Any]) -> dict[str, Any] | None:
+    """The method with the highest PSNR; None where no method beats the noisy input."""
+    best, noisy = part["methods"][0], part["methods"][-1]
+    # A PSNR of None is infinite: the pictures equal the clean ones.
+    reached, before = (math.inf if one["psnr"] is None else one["psnr"] for one in (best, noisy))
+    return best if reached > before else None
 
 
 def _summary(root: Place) -> dict[str, Any]:
@@ -105,15 +118,23 @@ def _name(entry: dict[str, Any]) -> str:
 
 
 def _verdicts(sets: list[dict[str, Any]]) -> Iterator[Block]:
-    """The first verdict of each level aloud, which is about the best method; all of them in a table."""
+    """Of each level the verdict about the best method and the runner-up aloud; all verdicts in a table."""
     for part in sets:
-        best = part["methods"][0]["method"]
-        told = [found for found in part["comparisons"] if (found["better"] or {}).get("method") == best]
-        said = f"{told[0]['verdict']}." if told else f"no method is shown to be the best; {best} has the highest PSNR."
-        yield Note(f"{_level(part).capitalize()}: {said}", loud=True)
+        yield Note(f"{_level(part).capitalize()}: {_said(part)}.", loud=True)
     rows = [(_level(part), found["verdict"]) for part in sets for found in part["comparisons"]]
     if len(rows) > len(sets):
         yield Table(("noise", "verdict"), rows, "tt", "Every pair that can be compared")
+
+
+def _said(part: dict[str, Any]) -> str:
+    best = _best(part)
+    if best is None:
+        return "no method beats the noisy input"
+    for found in part["comparisons"]:  # the best methods first
+        methods = {found[side]["method"] for side in ("first", "second")}
+        if len(methods) == 2 and best["method"] in methods:
+            return str(found["verdict"])
+    return f"{best['method']} has the highest PSNR; there is nothing to compare it with"
 
 
 def _gains(part: dict[str, Any], index: int) -> Iterator[Plot]:

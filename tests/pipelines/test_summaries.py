@@ -197,6 +197,12 @@ def test_a_tuning_tells_each_trial_once(tmp_path: Path, capsys: pytest.CaptureFi
     assert line.endswith("error at step 0: no luck")
 
 
+@pytest.mark.parametrize("output", ["s3://b/run", "/home/me/run"])
+def test_a_training_tells_where_its_bundle_is(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    print_training({"output": output, "steps": 60, "seconds": 12.4, "step": 60})
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["bundle", f"{output}/bundle"]
+
+
 def test_a_fine_tuning_tells_what_the_bundle_reached_before(capsys: pytest.CaptureFixture[str]) -> None:
     scores = {"psnr_noisy": 20.0, "psnr_denoised": 27.5, "psnr_init": 25.25}
     print_training({"output": "run", "steps": 60, "seconds": 12.4, "step": 60, "test": scores})

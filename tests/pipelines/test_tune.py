@@ -231,6 +231,14 @@ def test_a_combination_that_cannot_be_trained_is_refused(shards: Path, tmp_path:
     assert not Path(settings.output).exists()
 
 
+def test_an_output_in_a_bucket_is_refused(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = replace(config(tmp_path / "work", shards), output="s3://bucket/tune")
+    with pytest.raises(ValueError, match=r"^output is 's3://bucket/tune'; allowed: a local folder$"):
+        tune.run(settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["work"]
+
+
 def test_shards_without_validation_are_refused(shards: Path, tmp_path: Path) -> None:
     settings = config(tmp_path / "work", shards)
     found = read_manifest(shards)

@@ -167,8 +167,9 @@ def evaluation(tmp_path: Path) -> Path:
                 }
             )
         verdict = "default is better than median by 7.00 dB, 95% interval 6.80 to 7.20, on 10 images"
-        better = {"method": "default", "sigma_source": "known"}
-        sets.append({"sigma": sigma, "methods": methods, "comparisons": [{"verdict": verdict, "better": better}]})
+        first, second = ({name: entry[name] for name in ("method", "sigma_source")} for entry in methods[:2])
+        found = {"first": first, "second": second, "verdict": verdict, "better": first}
+        sets.append({"sigma": sigma, "methods": methods, "comparisons": [found]})
     rows.append({"key": "broken.png", "status": "error"})
     pq.write_table(pa.Table.from_pylist(rows, schema=EVALUATION), root / "results" / "part-00000.parquet")
     failures = [{"key": "broken.png", "error": "no byte"}]

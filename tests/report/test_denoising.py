@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from raydenoise.report import denoising
 from raydenoise.report.blocks import Block, Comparisons, Note, Page, Table
-from tests.report.rows import UNMEASURED, MakeOut, failure, row
+from tests.report.rows import STARTED, UNMEASURED, MakeOut, failure, row
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +53,25 @@ def test_the_totals_are_those_of_the_table(make_out: MakeOut) -> None:
     assert tile(page, "mean PSNR gain") == "+7.55\N{NO-BREAK SPACE}dB"  # 8 - mean of 0, 0.1 ... 0.9
     assert tile(page, "estimated noise") == "24.5 → 1.0"
     assert tile(page, "pictures a second") == "0.60"
+
+
+@pytest.mark.parametrize(("before", "speed"), [(0, ["0.50"]), (6, ["0.20"]), (10, [])])
+def test_the_speed_is_that_of_the_last_start(make_out: MakeOut, before: int, speed: list[str]) -> None:
+    page = describe(make_out([row(index) for index in range(10)], summary={"seconds": 20.0, "before": before}))
+    assert [tile.value for tile in page.tiles if tile.label == "pictures a second"] == speed
+    (text,) = [section.text for section in page.sections if section.title == "Time"]
+    assert text == (
+        "" if before else "The first picture was finished after 10.0 s; from then on it were 1.00 pictures a second."
+    )
+
+
+def test_a_killed_run_that_went_on_tells_no_speed(make_out: MakeOut) -> None:
+    began = STARTED + timedelta(seconds=15)
+    root = make_out([row(index) for index in range(10)], started_at=began.isoformat(), status="running")
+    manifest = json.loads((root / "manifest.json").read_text())
+    del manifest["summary"]
+    page = denoising.page(root, manifest, pictures=0)
+    assert [section.text for section in page.sections if section.title == "Time"] == [""]
 
 
 def test_best_and_worst_are_the_extremes_of_the_gain_and_share_no_picture(make_out: MakeOut) -> None:

@@ -198,13 +198,42 @@ def test_an_evaluation_shows_verdicts_tables_and_where_it_hurt(evaluation: Path)
     assert sorted(path.name for path in (evaluation / "report").iterdir()) == ["gain-1.png", "gain-2.png"]
 
 
-def test_an_evaluation_without_a_winner_says_so(evaluation: Path) -> None:
+def said_aloud(evaluation: Path, **changes: Any) -> tuple[str, str]:
+    """What is said of the first level, after changes there, and the whole page."""
     summary = json.loads((evaluation / "summary.json").read_text())
-    summary["sets"][0]["comparisons"] = [{"verdict": "no difference is shown", "better": None}]
+    summary["sets"][0].update(changes)
     (evaluation / "summary.json").write_text(json.dumps(summary))
-    said = re.findall(r'<p class="loud">([^<]*)</p>', write(evaluation))
-    assert said[0] == "Sigma 15: no method is shown to be the best; default has the highest PSNR."
+    html = write(evaluation)
+    said = re.findall(r'<p class="loud">([^<]*)</p>', html)
     assert said[1].startswith("Sigma 50: default is better than median by 7.00 dB")
+    return said[0], html
+
+
+def compared(second: tuple[str, str], verdict: str, *, shown: bool) -> dict[str, Any]:
+    """The best method against another one."""
+    first, other = ({"method": method, "sigma_source": told} for method, told in (("default", "known"), second))
+    return {"first": first, "second": other, "better": first if shown else None, "verdict": verdict}
+
+
+def test_an_evaluation_says_what_came_of_the_best_two_methods(evaluation: Path) -> None:
+    comparisons = [
+        compared(("default", "auto"), "default is better than default (sigma auto)", shown=True),
+        compared(("rival", "known"), "no difference is shown between default and rival", shown=False),
+        compared(("median", "known"), "default is better than median", shown=True),
+    ]
+    said, _ = said_aloud(evaluation, comparisons=comparisons)
+    assert said == "Sigma 15: no difference is shown between default and rival."
+    alone, _ = said_aloud(evaluation, comparisons=comparisons[:1])
+    assert alone == "Sigma 15: default has the highest PSNR; there is nothing to compare it with."
+
+
+@pytest.mark.parametrize("psnr", [35.0, None])
+def test_an_evaluation_praises_no_method_that_loses_to_the_noisy_input(evaluation: Path, psnr: float | None) -> None:
+    summary = json.loads((evaluation / "summary.json").read_text())
+    *methods, noisy = summary["sets"][0]["methods"]
+    said, html = said_aloud(evaluation, methods=[*methods, {**noisy, "psnr": psnr}])
+    assert said == "Sigma 15: no method beats the noisy input."
+    assert html.count("no method beats the noisy input") == 2  # a tile says so, too
 
 
 def test_an_evaluation_that_was_stopped(evaluation: Path, capsys: pytest.CaptureFixture[str]) -> None:
