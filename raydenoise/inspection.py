@@ -68,7 +68,8 @@ def _facts(summary: Mapping[str, Any]) -> Table:
     table.add_row("receptive radius", f"{reach}; halo {summary['halo']}")
     table.add_row("file", f"sha256 {summary['sha256']}")
     if summary["versions"]:
-        table.add_row("written by", ", ".join(f"{name} {version}" for name, version in summary["versions"].items()))
+        told = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+        table.add_row("written by", Text(told))
     return table
 
 
@@ -101,7 +102,7 @@ def _layers(summary: Mapping[str, Any]) -> Table:
         kernel = "x".join(map(str, layer["kernel"])) if layer["kernel"] else ""
         macs = "?" if layer["macs"] is None else f"{layer['macs'] / 1000:.2f}" if layer["macs"] else ""
         parameters = f"{layer['parameters']:,}" if layer["parameters"] else ""
-        table.add_row(layer["name"], layer["kind"], _output(layer), kernel, parameters, macs)
+        table.add_row(Text(layer["name"]), layer["kind"], _output(layer), kernel, parameters, macs)
     return table
 
 

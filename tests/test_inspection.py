@@ -1,6 +1,7 @@
 """Laws of `raydenoise inspect`: what it says stands in the model, and it needs no Ray."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,17 @@ def test_a_bare_file_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "RGB pictures; no noise level" in told
     assert "MaxPooling2D" in told
     assert "scores" not in told
+
+
+def test_text_of_a_stranger_is_printed_as_it_is(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    card = json.loads((tmp_path / "bundle" / "card.json").read_text())
+    card["versions"] = {"keras": "3.15 [/x] [link=x]y"}
+    (tmp_path / "bundle" / "card.json").write_text(json.dumps(card))
+    assert cli.main(["inspect", str(tmp_path / "bundle")]) == 0
+    assert "keras 3.15 [/x] [link=x]y" in capsys.readouterr().out
 
 
 def test_a_network_of_one_size_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

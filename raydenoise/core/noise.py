@@ -19,6 +19,8 @@ CLIPPED_SHARE = 1e-4  # of the values at black or white, from which on clipping 
 KEPT = 0.77  # of the deviation: 0.6 of the variance. Patches that lose more are left out; 0.8 of it kept too few
 NONE = 1e-4  # deviation, 0.03 grey levels: nothing to refine, and too near rounding for `_kept`
 UNSEEN = 1e-3  # per grey level: what clipping within a patch still hides; 4 to 6% at sigma 50 on training photographs
+LOOKED_AT = 1 << 20  # pixels, whether planes are one picture
+FOLLOWING = 0.95  # share of the pixels from which on they are; of 668 photographs in colour at most 0.86
 ROUGHER = 1e-6  # share of pure noise that counts as texture; Liu et al.
 
 
@@ -86,21 +88,22 @@ def estimate_sigma(image: NDArray[Any]) -> float:
 
     Texture lives in few components of the patches; the others hold noise alone, so that their variances scatter evenly
     around sigma^2. Chen, Zhu, Heng, "An Efficient Statistical Method for Image Noise Level Estimation", ICCV 2015,
-    algorithm 1: drop the largest eigenvalues until the mean of the rest equals their median. Two refinements:
+    algorithm 1: drop the largest eigenvalues until the mean of the rest equals their median. Refinements:
 
     - A file clips its noise at black and white. Patches that lose much of their noise there are left out, the others
       scaled by what they lose, so that the estimate is the level before clipping.
     - One plane has few components, and fine texture reaches all of them: patches with more texture than noise would
       show are left out, as in Liu, Tanaka, Okutomi, "Single-Image Noise Level Estimation for Blind Denoising", 2013.
+    - A frame of one colour is left out, and planes that are empty or follow another one (grey, toned grey, light of one
+      colour): they have no noise of their own, and their components would hold rounding alone.
 
     Args:
-        image: (H, W, C) uint8, uint16, or floats in [0, 1] or beyond. Grey repeated on three planes counts as grey.
+        image: (H, W, C) uint8, uint16, or floats in [0, 1] or beyond.
 
     Returns:
         Standard deviation in 8-bit grey levels, 0 for a picture too small to tell (below about 12x12).
     """
-    grey = image.shape[-1] == 3 and np.array_equal(image[..., 0], image[..., 1])
-    planes = image[..., :1] if grey else image
+    planes = _noisy_planes(_unframed(image))
     side = next((side for side in PATCHES if _enough(planes, side)), None)
     if side is None:
         return 0.0
@@ -114,6 +117,36 @@ def estimate_sigma(image: NDArray[Any]) -> float:
         level = _level(_telling(part, level, clipped=clipped)) if level > NONE else level
     estimate = 255 * level
     return estimate * (1 + UNSEEN * estimate) if clipped else estimate
+
+
+def _unframed(image: NDArray[Any]) -> NDArray[Any]:
+    """Cut off the rows and columns at the borders that have the colour of the upper left corner alone."""
+    inside = (image != image[:1, :1]).any(axis=2)
+    rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
+    return image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else image
+
+
+def _noisy_planes(image: NDArray[Any]) -> NDArray[Any]:
+    """The planes that have a noise of their own: those that are no function of one of more contrast."""
+    if image.shape[-1] == 1:
+        return image
+    step = max(1, int(np.sqrt(image[..., 0].size / LOOKED_AT)))
+    levels = np.rint(255 * as_float(image[::step, ::step]).clip(0, 1)).astype(np.intp)
+    kept: list[int] = []
+    for plane in np.argsort(-levels.var(axis=(0, 1)), kind="stable").tolist():
+        if not any(_follows(levels[..., plane], levels[..., other]) for other in kept):
+            kept.append(plane)
+    return image if len(kept) == image.shape[-1] else image[..., sorted(kept)]
+
+
+def _follows(plane: NDArray[np.intp], other: NDArray[np.intp]) -> bool:
+    """Whether a plane is the other one through a curve: next to the same 8-bit level wherever the other has one."""
+    counts = np.bincount(256 * other.ravel() + plane.ravel(), minlength=256**2).reshape(256, 256)
+    up_to = counts.cumsum(axis=1)
+    median = (2 * up_to < up_to[:, -1:]).sum(axis=1, keepdims=True)
+    up_to = np.pad(np.pad(up_to, ((0, 0), (0, 1)), mode="edge"), ((0, 0), (2, 0)))  # of levels -2 to 256
+    near = np.take_along_axis(up_to, median + 3, axis=1) - np.take_along_axis(up_to, median, axis=1)
+    return bool(near.sum() >= FOLLOWING * plane.size)
 
 
 def _enough(planes: NDArray[Any], side: int) -> bool:

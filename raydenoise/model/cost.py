@@ -85,15 +85,21 @@ def _cost(operation: Any, *, pixels: int) -> LayerCost:
 
 
 def _macs(operation: Any, *, pixels: int) -> float | None:
-    """A kernel is applied once at every output position, a transposed one at every input position."""
+    """A kernel is applied once at every output position, a transposed one at every input position.
+
+    None where that is not known: of some kinds of layers, of one that is called more than once, and of one in an inner
+    network that leaves its size free.
+    """
+    if getattr(operation, "weights", []) and len(operation._inbound_nodes) > 1:
+        return None
     match operation:
         case keras.layers.Conv2DTranspose():
-            return float(math.prod(operation.kernel.shape) * _positions(operation.input) / pixels)
+            return _applied(math.prod(operation.kernel.shape), operation.input, pixels)
         case keras.layers.SeparableConv2D():
             kernels = operation.depthwise_kernel, operation.pointwise_kernel
-            return float(sum(math.prod(kernel.shape) for kernel in kernels) * _positions(operation.output) / pixels)
+            return _applied(sum(math.prod(kernel.shape) for kernel in kernels), operation.output, pixels)
         case keras.layers.Conv2D() | keras.layers.DepthwiseConv2D() | keras.layers.Dense():
-            return float(math.prod(operation.kernel.shape) * _positions(operation.output) / pixels)
+            return _applied(math.prod(operation.kernel.shape), operation.output, pixels)
         case keras.Model():
             inner = [_macs(part, pixels=pixels) for part in _operations(operation)]
             return None if None in inner else sum(count for count in inner if count is not None)
@@ -102,5 +108,6 @@ def _macs(operation: Any, *, pixels: int) -> float | None:
             return 0.0 if counted else None
 
 
-def _positions(tensor: Any) -> int:
-    return math.prod(tensor.shape[1:-1])
+def _applied(kernel: int, tensor: Any, pixels: int) -> float | None:
+    positions = tensor.shape[1:-1]
+    return None if None in positions else float(kernel * math.prod(positions) / pixels)

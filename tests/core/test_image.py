@@ -278,6 +278,13 @@ def test_palettes_become_rgb(name: str, colours: int) -> None:
     assert np.array_equal(decode(pillow(indexed, name)).pixels, np.asarray(indexed.convert("RGB")))
 
 
+def test_a_tiff_palette_of_8_bits_in_16_is_read_as_meant() -> None:
+    table = np.random.default_rng(0).integers(0, 256, (3, 256), dtype=np.uint16)
+    indices = noise()[..., 0] if noise().ndim == 3 else noise()
+    data = tiff(indices, photometric="palette", colormap=table)
+    assert np.array_equal(decode(data).pixels, table.T.astype(np.uint8)[indices])
+
+
 def test_palette_with_transparency_becomes_rgb_and_alpha() -> None:
     indexed = PIL.Image.fromarray(noise(3)).quantize(8)
     data = pillow(indexed, "PNG", transparency=bytes([0, 100, 255]))
@@ -562,6 +569,18 @@ def test_resolution_per_centimetre_and_turned() -> None:
     assert decode(data).dpi == pytest.approx((127, 254))
     nonsense = tiff(array, photometric="rgb", resolution=(4_000_000_000, 1), resolutionunit="inch")
     assert decode(nonsense).dpi is None
+
+
+@pytest.mark.parametrize("kind", [1, 2, 3, 4])  # byte, ASCII, short, long
+@pytest.mark.parametrize("tag", [282, 283])
+def test_resolution_of_another_type_costs_the_resolution_alone(tag: int, kind: int) -> None:
+    array = noise(3)
+    data = tiff(array, photometric="rgb", resolution=(100, 50), resolutionunit="inch")
+    entry = struct.pack("<HHI", tag, 5, 1)
+    assert data.count(entry) == 1
+    image = decode(data.replace(entry, struct.pack("<HHI", tag, kind, 1)))
+    assert np.array_equal(image.pixels, array)
+    assert image.dpi is None
 
 
 def test_descriptions_of_arrays_are_not_kept() -> None:

@@ -180,6 +180,46 @@ def test_grey_on_three_planes_is_grey() -> None:
     assert estimate_sigma(np.repeat(grey, 3, axis=2)) == estimate_sigma(grey)
 
 
+TONES = {
+    "sepia": (1, 0.85, 0.65),
+    "blue alone": (0, 0, 1),
+    "red alone": (1, 0, 0),
+}
+
+
+@pytest.mark.parametrize("tone", TONES)
+@pytest.mark.parametrize("sigma", [2, 20])
+def test_toned_grey_has_the_noise_of_its_strongest_plane(tone: str, sigma: float) -> None:
+    grey = quantize(add_awgn(to_grey(photo("chelsea"))[..., :1], sigma=sigma, rng=generator()))
+    toned = quantize(grey * np.float32(TONES[tone]))
+    assert estimate_sigma(toned) == pytest.approx(estimate_sigma(grey), rel=0.05)
+
+
+def test_grey_that_is_not_grey_everywhere_is_still_grey() -> None:
+    grey = quantize(add_awgn(to_grey(photo("chelsea"))[..., :1], sigma=20, rng=generator()))
+    planes = (np.repeat(grey, 3, axis=2) * 255).astype(np.uint8)
+    planes[7, 9, 1] ^= 1
+    tinted = np.clip(planes + np.array([2, 0, -2], np.int16), 0, 255).astype(np.uint8)
+    stamped = planes.copy()
+    stamped[20:30, 20:70] = 200, 0, 0
+    for image in (planes, tinted, stamped):
+        assert estimate_sigma(image) == pytest.approx(estimate_sigma(grey), rel=0.05)
+
+
+def test_two_planes_of_three_tell_their_noise() -> None:
+    noisy = add_awgn(photo("chelsea"), sigma=20, rng=generator())
+    noisy[..., 2] = 0
+    assert estimate_sigma(noisy) == pytest.approx(20, rel=0.12)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("value", [0, 16 / 255, 0.5, 1])
+def test_a_frame_of_one_colour_has_no_say(channels: int, value: float) -> None:
+    noisy = quantize(add_awgn(photo("chelsea")[:200, :200, :channels], sigma=20, rng=generator()))
+    framed = np.pad(noisy, ((60, 90), (0, 120), (0, 0)), constant_values=np.float32(value))
+    assert estimate_sigma(framed) == pytest.approx(estimate_sigma(noisy), rel=0.02)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(1, 1), (5, 9), (2, 500), (7, 7)])
 def test_a_tiny_picture_has_no_estimate(size: tuple[int, int], channels: int) -> None:

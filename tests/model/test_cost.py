@@ -45,7 +45,21 @@ def test_layers_come_in_order_with_their_facts() -> None:
     assert layers[-1].macs == 0
 
 
-def test_other_convolutions_and_nested_networks_are_counted() -> None:
+def test_inner_networks_are_counted_where_their_size_is_known() -> None:
+    for side, expected in ((64, 9 * 3 * 3), (None, None)):
+        inside = keras.Input((side, side, 3))
+        inner = keras.Model(inside, keras.layers.Conv2D(3, 3, padding="same", use_bias=False)(inside))
+        inputs = keras.Input((side, side, 3))
+        assert macs_per_pixel(layer_costs(keras.Model(inputs, inner(inputs)))) == expected
+
+
+def test_a_layer_that_is_called_twice_makes_the_sum_unknown() -> None:
+    inputs = keras.Input((None, None, 3))
+    shared = keras.layers.Conv2D(3, 3, padding="same")
+    assert macs_per_pixel(layer_costs(keras.Model(inputs, shared(shared(inputs))))) is None
+
+
+def test_other_convolutions_are_counted() -> None:
     inputs = keras.Input((None, None, 3))
     x = keras.layers.DepthwiseConv2D(3, padding="same", use_bias=False)(inputs)
     x = keras.layers.SeparableConv2D(8, 5, padding="same")(x)

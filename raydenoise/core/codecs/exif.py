@@ -10,7 +10,8 @@ import numpy as np
 _TYPES = {1: (1, 2, 6, 7), 2: (3, 8), 4: (4, 9, 11, 13), 8: (5, 10, 12, 16, 17, 18)}  # TIFF types, by bytes
 _TYPE_BYTES = {kind: size for size, kinds in _TYPES.items() for kind in kinds}
 _MOST_ENTRIES = 65_535  # what TIFF can count; BigTIFF has room for more, but no more tags
-_RATIONALS = (5, 10)  # two 4-byte words each
+RATIONAL = 5
+_RATIONALS = (RATIONAL, 10)  # two 4-byte words each
 _UNSIGNED = {1: "<u1", 3: "<u2", 4: "<u4", 13: "<u4", 16: "<u8", 18: "<u8"}
 ORIENTATION, EXIF_IFD, GPS_IFD, INTEROP_IFD = 274, 34665, 34853, 40965
 POINTERS: Mapping[int, Any] = {EXIF_IFD: {INTEROP_IFD: {}}, GPS_IFD: {}}

@@ -17,6 +17,7 @@ from raydenoise.core.codecs.exif import (
     BROKEN,
     ORIENTATION,
     POINTERS,
+    RATIONAL,
     Ifd,
     exif_block,
     read_header,
@@ -197,7 +198,8 @@ def _tiff_colour(
         table = np.array(page.numbers(320)).reshape(3, -1)
         if table.shape[1] != 1 << bits:
             raise ImageError("corrupt", f"a TIFF palette of {table.shape[1]} colours instead of {1 << bits}")
-        return (table >> 8).astype(np.uint8).T[samples[..., 0]], icc, ()
+        eight = table if table.max() < 256 else table >> 8  # old writers hold 8 bits of the 16, as libtiff knows
+        return eight.astype(np.uint8).T[samples[..., 0]], icc, ()
     if photometric == 5:
         height, width = samples.shape[:2]
         image = PIL.Image.frombuffer("CMYK", (width, height), samples.tobytes(), "raw", "CMYK", 0, 1)
@@ -234,7 +236,9 @@ def _tiff_exif(page: Ifd, wanted: set[int], *, big: bool) -> bytes | None:
 
 def _tiff_dpi(page: Ifd) -> tuple[float, float] | None:
     per_inch = {2: 1.0, 3: 2.54}.get(page.number(296, 2))
-    across, down = (np.frombuffer(page.raw(tag)[:8], "<u4").tolist() for tag in (282, 283))
+    rational = (tag for tag in (282, 283) if tag in page.fields and page.fields[tag].type == RATIONAL)
+    found = [np.frombuffer(page.raw(tag)[:8], "<u4").tolist() for tag in rational]
+    across, down = found if len(found) == 2 else ([], [])
     if per_inch is None or len(across) < 2 or len(down) < 2 or 0 in (*across, *down):
         return None
     return across[0] / across[1] * per_inch, down[0] / down[1] * per_inch
