@@ -87,10 +87,10 @@ def _cost(operation: Any, *, pixels: int) -> LayerCost:
 def _macs(operation: Any, *, pixels: int) -> float | None:
     """A kernel is applied once at every output position, a transposed one at every input position.
 
-    None where that is not known: of some kinds of layers, of one that is called more than once, and of one in an inner
-    network that leaves its size free.
+    None where that is not known: of some kinds of layers, of a `Sequential` in a network, of one that is called more
+    than once, and of one in an inner network that leaves its size free.
     """
-    if getattr(operation, "weights", []) and len(operation._inbound_nodes) > 1:
+    if getattr(operation, "weights", []) and not isinstance(operation, FREE) and len(operation._inbound_nodes) > 1:
         return None
     match operation:
         case keras.layers.Conv2DTranspose():
@@ -100,6 +100,8 @@ def _macs(operation: Any, *, pixels: int) -> float | None:
             return _applied(sum(math.prod(kernel.shape) for kernel in kernels), operation.output, pixels)
         case keras.layers.Conv2D() | keras.layers.DepthwiseConv2D() | keras.layers.Dense():
             return _applied(math.prod(operation.kernel.shape), operation.output, pixels)
+        case keras.Sequential():
+            return None
         case keras.Model():
             inner = [_macs(part, pixels=pixels) for part in _operations(operation)]
             return None if None in inner else sum(count for count in inner if count is not None)

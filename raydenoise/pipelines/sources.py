@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +22,7 @@ from raydenoise.data.schema import SOURCES
 from raydenoise.pipelines.parcels import PARCEL, grouped, pack
 
 PART = 1 << 16  # rows
+_PAGE = f"/{PAGE}"
 
 
 class Pictures(Protocol):
@@ -162,19 +162,20 @@ def _column(values: Iterable[str | None]) -> pa.ChunkedArray:
 
 def _outside(found: list[inputs.Source], config: DenoiseConfig, output: Output) -> list[inputs.Source]:
     """Leave out what a job wrote, where OUT is below INPUT or is INPUT: it is not what the job reads."""
-    within = _below(config.input or "", output.root)
+    within = _below(str(place(config.input or "")), output.root)
     own = _written(output) if within else (output.root,)
-    page = str(output.root / PAGE)
-    files = {str(output.manifest), page} if within else set()
-    if within and any(source.uri == page for source in found):
+    root = _real(str(output.root))
+    if within and any(_real(source.uri.rpartition("/")[0]) == root for source in found if source.uri.endswith(_PAGE)):
         own = (*own, output.root / PLOTS)
-    inside: dict[str, bool] = {}  # folders, each looked up once
+    files = (output.manifest.name, PAGE) if within else ()
+    folders: dict[str, tuple[bool, bool]] = {}  # each looked up once
     left = []
     for source in found:
-        folder = source.uri.rpartition("/")[0] or "/"
-        if folder not in inside:
-            inside[folder] = any(_below(folder, path) for path in own)
-        if not inside[folder] and source.uri not in files:
+        folder, _, name = source.uri.rpartition("/")
+        if folder not in folders:
+            folders[folder] = any(_below(folder, path) for path in own), _real(folder) == root
+        inside, is_root = folders[folder]
+        if not inside and not (is_root and name in files):
             left.append(source)
     return left
 
@@ -185,11 +186,12 @@ def _written(output: Output) -> tuple[Place, ...]:
 
 def _below(text: str, folder: Place) -> bool:
     """Whether a path or address is a folder's or lies below it; links count as what they lead to."""
-    if "://" in text and not text.startswith("file://"):  # it need not be allowed: an object may have any key
-        return f"{text.rstrip('/')}/".startswith(f"{folder}/")
-    read = place(text)
-    both = isinstance(read, Path) and isinstance(folder, Path)
-    return both and Path(os.path.realpath(str(read))).is_relative_to(os.path.realpath(str(folder)))
+    return f"{_real(text)}/".startswith(f"{_real(str(folder))}/")
+
+
+def _real(text: str) -> str:
+    """A path with its links followed, or an address of a bucket; without a slash at its end."""
+    return (text if "://" in text else os.path.realpath(text or "/")).rstrip("/")
 
 
 READ = ("input", "list", "reference", "model")  # options that name what a job reads
@@ -199,7 +201,7 @@ def check_apart(config: DenoiseConfig, output: Output) -> None:
     """Raise ValueError where what the job reads is what it writes, and --overwrite would remove it."""
     for name in READ:
         value = getattr(config, name)
-        inside = value and [path.name for path in _written(output) if _below(value, path)]
+        inside = value and [path.name for path in _written(output) if _below(str(place(value)), path)]
         if inside:
             raise ValueError(
                 f"{name} {value!r} lies in {inside[0]} of the output {str(output.root)!r}; allowed: an output elsewhere"

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,7 @@ def run(config: TuneConfig) -> dict[str, Any]:
     root = place(config.output, argument="output")
     if isinstance(root, Remote):
         raise ValueError(f"output is {str(root)!r}; allowed: a local folder")
+    config = replace(config, output=str(root))
     shards = read_manifest(config.shards)
     space = Space.read(Path(config.space))
     combinations = space.draw(config.trials, seed=config.seed)

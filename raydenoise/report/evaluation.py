@@ -118,11 +118,11 @@ def _name(entry: dict[str, Any]) -> str:
 
 
 def _verdicts(sets: list[dict[str, Any]]) -> Iterator[Block]:
-    """Of each level the verdict about the best method and the runner-up aloud; all verdicts in a table."""
+    """Of each level the verdict about the best two methods aloud; all in a table where it says more."""
     for part in sets:
         yield Note(f"{_level(part).capitalize()}: {_said(part)}.", loud=True)
     rows = [(_level(part), found["verdict"]) for part in sets for found in part["comparisons"]]
-    if len(rows) > len(sets):
+    if any(found["verdict"] != _said(part) for part in sets for found in part["comparisons"]):
         yield Table(("noise", "verdict"), rows, "tt", "Every pair that can be compared")
 
 

@@ -4,6 +4,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import skimage.data
 from numpy.typing import NDArray
@@ -216,8 +217,19 @@ def test_two_planes_of_three_tell_their_noise() -> None:
 @pytest.mark.parametrize("value", [0, 16 / 255, 0.5, 1])
 def test_a_frame_of_one_colour_has_no_say(channels: int, value: float) -> None:
     noisy = quantize(add_awgn(photo("chelsea")[:200, :200, :channels], sigma=20, rng=generator()))
-    framed = np.pad(noisy, ((60, 90), (0, 120), (0, 0)), constant_values=np.float32(value))
-    assert estimate_sigma(framed) == pytest.approx(estimate_sigma(noisy), rel=0.02)
+    for rows, columns in ((60, 90), (0, 120)), ((0, 200), (0, 200)), ((200, 0), (0, 0)):
+        framed = np.pad(noisy, (rows, columns, (0, 0)), constant_values=np.float32(value))
+        assert estimate_sigma(framed) == pytest.approx(estimate_sigma(noisy), rel=0.02)
+
+
+def test_a_coloured_drawing_on_a_plain_ground_is_no_grey_picture() -> None:
+    y, x = np.mgrid[:300, :400]
+    chart = np.full((300, 400, 3), 255, np.uint8)
+    for slope, colour in ((0.3, (31, 119, 180)), (0.5, (255, 127, 14)), (0.7, (44, 160, 44))):
+        chart[abs(y - slope * x) < 2] = colour
+    assert estimate_sigma(chart) < 0.1
+    smooth = PIL.Image.fromarray(chart).resize((200, 150), PIL.Image.Resampling.LANCZOS)
+    assert estimate_sigma(np.asarray(smooth)) < 0.5
 
 
 @pytest.mark.parametrize("channels", [1, 3])

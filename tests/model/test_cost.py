@@ -57,6 +57,14 @@ def test_a_layer_that_is_called_twice_makes_the_sum_unknown() -> None:
     inputs = keras.Input((None, None, 3))
     shared = keras.layers.Conv2D(3, 3, padding="same")
     assert macs_per_pixel(layer_costs(keras.Model(inputs, shared(shared(inputs))))) is None
+    free = keras.layers.BatchNormalization()
+    assert macs_per_pixel(layer_costs(keras.Model(inputs, free(free(inputs))))) == 0
+
+
+def test_a_sequential_in_a_network_makes_the_sum_unknown() -> None:
+    inputs = keras.Input((None, None, 3))
+    inner = keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(3, 3, padding="same")])
+    assert macs_per_pixel(layer_costs(keras.Model(inputs, inner(inputs)))) is None
 
 
 def test_other_convolutions_are_counted() -> None:

@@ -49,6 +49,10 @@ def test_nor_where_it_is_the_input(tmp_path: Path) -> None:
     assert keys(config(tmp_path, input=str(tmp_path / "clean"))) == ["mine.png", "raw/b.png", "report/hers.png"]
     files(tmp_path, "clean/report.html", "clean/report/gains.png")
     assert keys(config(tmp_path, input=str(tmp_path / "clean"))) == ["mine.png", "raw/b.png"]
+    (tmp_path / "link").symlink_to("clean")
+    for name in ("link", "clean/raw/.."):
+        assert keys(config(tmp_path, input=str(tmp_path / name))) == ["mine.png", "raw/b.png"]
+        assert keys(config(tmp_path, input=str(tmp_path / "clean"), output=str(tmp_path / name)))[0] == "mine.png"
     files(tmp_path, "other/images/a.png")
     with pytest.raises(ValueError, match="holds no files but those of the output"):
         list_pictures(config(tmp_path, input=str(tmp_path / "other"), output=str(tmp_path / "other")))
@@ -88,6 +92,9 @@ def test_what_overwrite_would_remove_is_not_read(tmp_path: Path, name: str) -> N
     options = {name: str(tmp_path / "clean" / "images")} | ({"input": None} if name == "list" else {})
     given = config(tmp_path, **options)
     with pytest.raises(ValueError, match=f"{name} .*/clean/images' lies in images of the output .*/clean'; allowed: "):
+        check_apart(given, Output(place(given.output)))
+    given = DenoiseConfig(input="s3://b/in", reference="s3:///b/out/images", output="s3://b/out")
+    with pytest.raises(ValueError, match=r"reference .* lies in images of the output"):
         check_apart(given, Output(place(given.output)))
     check_apart(config(tmp_path, model="default"), Output(tmp_path / "clean"))
     check_apart(config(tmp_path, output=str(tmp_path)), Output(tmp_path))  # pictures below OUT, but not what it writes

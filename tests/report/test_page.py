@@ -223,8 +223,9 @@ def test_an_evaluation_says_what_came_of_the_best_two_methods(evaluation: Path) 
     ]
     said, _ = said_aloud(evaluation, comparisons=comparisons)
     assert said == "Sigma 15: no difference is shown between default and rival."
-    alone, _ = said_aloud(evaluation, comparisons=comparisons[:1])
+    alone, html = said_aloud(evaluation, comparisons=comparisons[:1])
     assert alone == "Sigma 15: default has the highest PSNR; there is nothing to compare it with."
+    assert "default is better than default (sigma auto)" in html
 
 
 @pytest.mark.parametrize("psnr", [35.0, None])
