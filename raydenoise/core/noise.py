@@ -155,11 +155,10 @@ def _follows(plane: NDArray[np.intp], other: NDArray[np.intp]) -> bool:
     if np.array_equal(plane, other):
         return True
     counts = np.bincount(256 * other.ravel() + plane.ravel(), minlength=256**2).reshape(256, 256)
-    up_to = counts.cumsum(axis=1)
-    median = (2 * up_to < up_to[:, -1:]).sum(axis=1, keepdims=True)
+    up_to = np.pad(counts, ((0, 0), (2, 1))).cumsum(axis=1)  # each level from -2 to 256
     total = up_to[:, -1]
-    up_to = np.pad(np.pad(up_to, ((0, 0), (0, 1)), mode="edge"), ((0, 0), (2, 0)))  # of levels -2 to 256
-    near = np.take_along_axis(up_to, median + 3, axis=1) - np.take_along_axis(up_to, median, axis=1)
+    median = (2 * up_to < total[:, None]).sum(axis=1, keepdims=True)
+    near = np.take_along_axis(up_to, median + 1, axis=1) - np.take_along_axis(up_to, median - 2, axis=1)
     weight = np.minimum(total, max(1, plane.size // 256))
     followed = (weight * near[:, 0] / np.maximum(total, 1)).sum()
     return bool(followed >= FOLLOWING * weight.sum() and weight.sum() >= SPREAD * plane.size)

@@ -260,14 +260,18 @@ def settle(
     for name in storage.names(output.metrics):
         path = output.metrics / name
         rows = storage.open_parquet(path).read().cast(METRICS)
-        kept = rows.filter(pa.array(_stands(rows, written, output=output, retry=retry)))
+        keys, pictures = digests(rows["key"].to_pylist()), _pictures(rows)
+        pictured = digests(pictures)
+        ok = np.array([status == "ok" for status in rows["status"].to_pylist()], bool)
+        stands = np.where(ok, _there(pictures, pictured, written, output.images), ~among(keys, retry))
+        kept = rows.filter(pa.array(stands))
         if len(kept) < len(rows):
             allowed()
             storage.publish_table(path, kept)
-        seen.append(digests(kept["key"].to_pylist()))
-        named.append(digests(filter(None, _pictures(kept))))
+        seen.append(keys[stands])
+        named.append(pictured[stands & np.array([bool(picture) for picture in pictures], bool)])
         count(kept)
-    done, outputs = (np.sort(np.concatenate([np.empty(0, DIGEST), *found])) for found in (seen, named))
+    done, outputs = (np.sort(np.concatenate([NONE, *found])) for found in (seen, named))
     return Ledger(done, outputs, precision)
 
 
@@ -278,23 +282,19 @@ def _partial(output: Output) -> Iterator[Path]:
             yield from folder.glob(".*.partial")
 
 
-def _stands(
-    rows: pa.Table, written: NDArray[np.bytes_], *, output: Output, retry: NDArray[np.bytes_]
+def _there(
+    pictures: list[str], names: NDArray[np.bytes_], written: NDArray[np.bytes_], images: Place
 ) -> NDArray[np.bool_]:
-    """Which rows are done: pictures that are there, and failures unless they are tried again."""
-    pictures = _pictures(rows)
-    ok = np.array([status == "ok" for status in rows["status"].to_pylist()], bool)
-    there = among(digests(pictures), written)
-    if isinstance(output.images, Path):
-        images = Path(os.path.realpath(output.images))
-        left = {index: images / pictures[index] for index in np.flatnonzero(ok & ~there).tolist()}
-        folders = {path.parent for path in left.values()}
-        linked = {
-            folder for folder in folders if os.path.realpath(folder) != str(folder)
-        }  # `storage.walk` follows none
-        for index, path in left.items():
+    """Which pictures are there: those that were listed, and those behind links that `storage.walk` leaves out."""
+    there = among(names, written)
+    if isinstance(images, Path):
+        real = Path(os.path.realpath(images))
+        missing = {index: real / pictures[index] for index in np.flatnonzero(~there).tolist() if pictures[index]}
+        folders = {path.parent for path in missing.values()}
+        linked = {folder for folder in folders if os.path.realpath(folder) != str(folder)}
+        for index, path in missing.items():
             there[index] = path.parent in linked and path.is_file()
-    return np.where(ok, there, ~among(digests(rows["key"].to_pylist()), retry))
+    return there
 
 
 def _pictures(rows: pa.Table) -> list[str]:

@@ -168,12 +168,14 @@ def _outside(found: list[inputs.Source], config: DenoiseConfig, output: Output) 
     if within and any(_real(source.uri.rpartition("/")[0]) == root for source in found if source.uri.endswith(_PAGE)):
         own = (*own, output.root / PLOTS)
     files = (output.manifest.name, PAGE) if within else ()
+    below = tuple(f"{_real(str(path))}/" for path in own)
     folders: dict[str, tuple[bool, bool]] = {}  # each looked up once
     left = []
     for source in found:
         folder, _, name = source.uri.rpartition("/")
         if folder not in folders:
-            folders[folder] = any(_below(folder, path) for path in own), _real(folder) == root
+            real = _real(folder)
+            folders[folder] = f"{real}/".startswith(below), real == root
         inside, is_root = folders[folder]
         if not inside and not (is_root and name in files):
             left.append(source)

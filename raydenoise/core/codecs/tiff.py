@@ -236,9 +236,9 @@ def _tiff_exif(page: Ifd, wanted: set[int], *, big: bool) -> bytes | None:
 
 def _tiff_dpi(page: Ifd) -> tuple[float, float] | None:
     per_inch = {2: 1.0, 3: 2.54}.get(page.number(296, 2))
-    rational = (tag for tag in (282, 283) if tag in page.fields and page.fields[tag].type == RATIONAL)
-    found = [np.frombuffer(page.raw(tag)[:8], "<u4").tolist() for tag in rational]
-    across, down = found if len(found) == 2 else ([], [])
+    if not {282, 283} <= {tag for tag, field in page.fields.items() if field.type == RATIONAL}:
+        return None
+    across, down = (np.frombuffer(page.raw(tag)[:8], "<u4").tolist() for tag in (282, 283))
     if per_inch is None or len(across) < 2 or len(down) < 2 or 0 in (*across, *down):
         return None
     return across[0] / across[1] * per_inch, down[0] / down[1] * per_inch
