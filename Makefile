@@ -40,7 +40,7 @@ bench: .venv/installed
 	$(BIN)/python tests/benchmarks/throughput.py
 
 lock:
-	uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url --extra dev -o requirements.lock pyproject.toml
+	uv pip compile --upgrade --python-version 3.11 --generate-hashes --no-emit-index-url --extra dev -o requirements.lock pyproject.toml
 
 clean:
 	rm -rf .venv demo build *.egg-info

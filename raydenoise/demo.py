@@ -3,7 +3,6 @@
 python -m raydenoise.demo demo
 """
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -24,8 +23,6 @@ SHEET = "contact-sheet.png"
 
 def main(folder: Path) -> int:
     """Write noisy and clean pictures, denoise them, draw the sheet, write the report, say where everything is."""
-    for part in ("clean", "noisy", "out"):
-        shutil.rmtree(folder / part, ignore_errors=True)
     for index, (name, sigma) in enumerate(PHOTOGRAPHS.items()):
         clean = getattr(skimage.data, name)()
         noisy = quantize(add_awgn(as_float(clean), sigma=sigma, rng=np.random.default_rng(index)))
@@ -35,7 +32,7 @@ def main(folder: Path) -> int:
     output = Output(folder / "out")
     print(f"raydenoise denoise {folder / 'noisy'} --output {output.root} --reference {folder / 'clean'}", flush=True)
     arguments = [str(folder / "noisy"), "--output", str(output.root), "--reference", str(folder / "clean")]
-    status = cli.main(["denoise", *arguments])
+    status = cli.main(["denoise", *arguments, "--overwrite"])
     if status != cli.DONE:
         return status
     contact_sheet(output, path=folder / "out" / SHEET)

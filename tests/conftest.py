@@ -141,3 +141,17 @@ def forget_clients() -> None:
 
     for made in (clients.filesystem, clients.store, clients.region, clients._check_google):
         made.cache_clear()
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Path]:
+    """A folder that nobody may look into, and a process that may not do so as root either."""
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0)
+    root = os.getuid() == 0
+    if root:
+        os.setresuid(65534, 65534, 0)
+    yield folder
+    if root:
+        os.setresuid(0, 0, 0)
+    folder.chmod(0o700)

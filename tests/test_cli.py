@@ -208,7 +208,7 @@ def test_prepare_refuses_inputs_that_are_not_there(
 @pytest.mark.parametrize(
     ("noisy", "clean", "message"),
     [
-        ("gone", "in", "noisy 'gone' is not a folder; allowed: a folder of noisy pictures"),
+        ("gone", "in", "noisy 'gone' is not a folder; allowed: a folder of pictures"),
         ("in", "gone", "clean 'gone' is not a folder; allowed: a folder of pictures"),
         ("in", "other", "clean 'other' holds no picture with the path of an input, such as 'a.png'"),
     ],

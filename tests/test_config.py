@@ -56,6 +56,14 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
     assert (config.quality, config.strength, config.batch_tiles, config.output) == (70, 0.5, 4, "out")
 
 
+def test_the_home_folder_is_found_where_no_shell_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parsed("~/in", "--output=~/out").output == "/home/me/out"
+    assert parsed("./~/in", "--output", "out~/~").input == "./~/in"
+    assert parsed_with(tmp_path, "model: ~/bundle\n").model == "/home/me/bundle"
+    assert prepared("~/a", "b", "--output", "out").input == ("/home/me/a", "b")
+
+
 def test_a_flag_that_repeats_the_default_wins_too(tmp_path: Path) -> None:
     assert parsed_with(tmp_path, "quality: 80\n", "--quality", "95").quality == 95
 
@@ -234,6 +242,8 @@ def test_bad_command_lines_exit_with_2(argv: list[str], message: str, capsys: py
         ("quality\n", "holds a str; allowed: `name: value` lines"),
         ("quality: [\n", "is not YAML: "),
         ("a: b: c\n", "is not YAML: "),
+        ("sigma: 25\nquality: 90\nsigma: auto\n", "sigma stands there twice"),
+        ("batch-tiles: 2\nbatch_tiles: 4\n", "batch_tiles stands there twice"),
     ],
 )
 def test_bad_files_exit_with_2(tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -312,6 +322,8 @@ def test_prepare_reads_a_file(tmp_path: Path, text: str, expected: dict[str, Any
     (tmp_path / "job.yaml").write_text(text)
     found = prepared("--output", "out", "--config", str(tmp_path / "job.yaml"))
     assert found == PrepareConfig(output="out", **expected)
+    (tmp_path / "job.yaml").write_text("input: null\nnoisy: a\nclean: b\n")
+    assert prepared("--output", "out", "--config", str(tmp_path / "job.yaml")).input == ()
     (tmp_path / "job.yaml").write_text("input: z\n")
     assert prepared("a", "--output", "out", "--config", str(tmp_path / "job.yaml")).input == ("a",)
 

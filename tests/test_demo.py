@@ -69,7 +69,8 @@ def made(folder: Path, size: str, *, seconds: float) -> Demo:
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps([code for code, _ in blocks()]), size, "result.json"],
         cwd=folder,
-        env={**environment, "PYTHONPATH": str(ROOT)},
+        # A backend that is not there, as in a shell that ran `single` on a GPU: Ray's processes have their own.
+        env={**environment, "PYTHONPATH": str(ROOT), "KERAS_BACKEND": "jax"},
         capture_output=True,
         text=True,
         timeout=seconds,

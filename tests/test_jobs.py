@@ -148,6 +148,13 @@ def test_a_corrupt_picture_fails_the_job_with_status_3(
     assert (out / "images" / "below" / "c.png").is_file()
 
 
+def test_a_submitted_job_needs_a_whole_path_to_write_to(cluster: Cluster, pictures: Path) -> None:
+    job = cluster.submit(str(pictures), "--output", "clean")
+
+    assert "exit code 2" in job.stdout, job.stdout + job.stderr
+    assert "/clean' is in the copy of --working-dir that Ray unpacked for this job" in job.stdout
+
+
 def test_a_wrong_token_is_refused(cluster: Cluster) -> None:
     with pytest.raises(urllib.error.HTTPError, match="403") as refused:
         version(cluster.url, token="wrong")

@@ -2,7 +2,9 @@
 
 import argparse
 import difflib
+import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, field, fields
 from pathlib import Path
@@ -27,8 +29,14 @@ def option(
         comma: stands between the parts of a tuple.
         flag: more arguments of `add_argument`; with `nargs` "?" or "*" it is a positional one.
     """
-    metadata = {"help": help, "read": read, "yaml": yaml or _YAML_TYPES[read], "comma": comma, "flag": flag}
+    yaml = yaml or _YAML_TYPES[read]
+    metadata = {"help": help, "read": _text if read is str else read, "yaml": yaml, "comma": comma, "flag": flag}
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+
+
+def _text(value: str) -> str:
+    """Leave a text as it is, but for a leading ~/, which no shell replaces in `--output=~/clean` or in a YAML file."""
+    return os.path.expanduser(value) if value.startswith("~/") else value  # noqa: PTH111  # a text, not a path yet
 
 
 def address_option() -> Any:
@@ -55,7 +63,15 @@ def assignments(values: Mapping[str, object]) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its traps for ranges and rates: 5:50 is no number to the base of 60, 4e-3 and 1.5e3 are."""
+    """YAML 1.1 without its traps: 5:50 is no number to the base of 60, 4e-3 and 1.5e3 are; no name stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a name that stands twice, with - or _ between its words: the first one would be lost in silence."""
+        names = Counter(key.value.replace("-", "_") for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name, count in names.items():
+            if count > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{name} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
     def text_or_number(self, node: yaml.ScalarNode) -> object:
         """Leave what has a colon as it is written."""
@@ -80,7 +96,8 @@ def parse(kind: type[Config], argv: Sequence[str], *, prog: str, description: st
         SystemExit: with status 2 and a message, for anything that is not allowed.
     """
     parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE.yaml", help="values of these options as `name: value`; flags win")
+    of_config = "values of these options as `name: value`; flags win"
+    parser.add_argument("--config", metavar="FILE.yaml", type=_text, help=of_config)
     for entry in fields(kind):  # type: ignore[arg-type]  # a dataclass
         _add(parser, entry)
     given = {name: _frozen(value) for name, value in vars(parser.parse_intermixed_args(argv)).items()}
@@ -155,13 +172,13 @@ def nearest(key: object, known: Iterable[str], *, where: str) -> str:
 
 
 def typed(entry: Any, value: object, *, where: str) -> Any:
-    """Check a YAML value's type and read it; null stands for the default where the default is nothing.
+    """Check a YAML value's type and read it; null stands for the default where the default is nothing, or no items.
 
     Raises:
         ValueError: the option takes no such value.
     """
-    if value is None and entry.default is None:
-        return None
+    if value is None and entry.default in (None, ()):
+        return entry.default
     if entry.metadata["flag"].get("nargs") in ("*", "+"):
         if isinstance(value, dict) and dict in entry.metadata["yaml"]:
             value = assignments(value)

@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
@@ -42,13 +43,23 @@ def list_sources(pattern: str, *, argument: str = "input") -> list[Source]:
     number where that is another file's name: no table could hold it, so its row will say that there is no such file.
 
     Raises:
-        ValueError: nothing is there.
+        ValueError: nothing is there, or it is closed to this user.
     """
     path = place(pattern, argument=argument)
-    sources = list(_remote_sources(path) if isinstance(path, Remote) else _local_sources(path))
+    with _readable(pattern, argument=argument):
+        sources = list(_remote_sources(path) if isinstance(path, Remote) else _local_sources(path))
     if not sources:
         raise ValueError(f"{argument} {pattern!r} holds no files; allowed: a folder, a glob or a file")
     return sorted(sources, key=lambda source: source.key)
+
+
+@contextmanager
+def _readable(given: str, *, argument: str) -> Iterator[None]:
+    """Say what cannot be looked at, such as what lies below a folder that is closed to this user."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{argument} {given!r} cannot be read: {error.strerror or error}") from error
 
 
 def _local_sources(path: Path) -> Iterator[Source]:
@@ -309,14 +320,21 @@ def below(folder: Place, key: str) -> Place:
     return folder / key
 
 
+def check_folder(folder: str, *, argument: str) -> None:
+    """Raise ValueError where there is no such folder, or none that can be read."""
+    with _readable(folder, argument=argument):
+        there = place(folder, argument=argument).is_dir()
+    if not there:
+        raise ValueError(f"{argument} {folder!r} is not a folder; allowed: a folder of pictures")
+
+
 def pair_references(keys: list[str], folder: str, *, argument: str = "reference") -> list[str | None]:
     """Find each key's partner: the same path below `folder`, else the same with any supported extension.
 
     Raises:
-        ValueError: the folder does not exist, or it holds none of them.
+        ValueError: the folder does not exist, cannot be read, or holds none of them.
     """
-    if not place(folder, argument=argument).is_dir():
-        raise ValueError(f"{argument} {folder!r} is not a folder; allowed: a folder of pictures")
+    check_folder(folder, argument=argument)
     by_stem: dict[str, str] = {}
     exact: dict[str, str] = {}
     for source in list_sources(folder, argument=argument):

@@ -22,6 +22,7 @@ from raydenoise.data.storage import publish_json, publish_table
 DENOISING_KIND, TRAINING_KIND = "raydenoise denoising", "raydenoise training"
 EVALUATION_KIND = "raydenoise evaluation"
 MANIFEST = "manifest.json"
+_UPLOADED = "_ray_pkg_"  # how the name of a folder begins that Ray unpacks an uploaded one in, and removes
 PAGE, PLOTS = "report.html", "report"  # of `raydenoise report`
 PART_ROWS = 10_000  # rows of a metrics file: about 1 MB
 COMBINED = 64  # tables of a row or some, each of which takes kilobytes beside its row
@@ -109,14 +110,23 @@ def read_manifest(root: Place, *, allowed: str) -> tuple[str, dict[str, Any]]:
 
 
 def check_writable(root: Place) -> None:
-    """Raise ValueError where an output folder cannot be made or written to; of a bucket, where it does not answer."""
+    """Raise ValueError where an output folder cannot be made or written to, or will not stay.
+
+    Of a bucket, where it does not answer.
+    """
     if isinstance(root, Remote):
         try:
             root.exists()
         except OSError as error:
             raise ValueError(f"output {str(root)!r} cannot be reached: {error}") from error
         return
-    nearest = next(path for path in (root, *root.parents) if path.exists())
+    if any(part.startswith(_UPLOADED) for part in root.parts):
+        raise ValueError(
+            f"output {str(root)!r} is in the copy of --working-dir that Ray unpacked for this job, and goes with it; "
+            "allowed: the whole path of a folder, s3:// or gs://"
+        )
+    # Path.exists raises below a folder that is closed to this user.
+    nearest = next(path for path in (root, *root.parents) if os.path.exists(path))  # noqa: PTH110
     if not nearest.is_dir():
         raise ValueError(f"output {str(nearest)!r} is a file; allowed: a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):

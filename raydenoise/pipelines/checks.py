@@ -18,6 +18,8 @@ from raydenoise.training.recipe import Recipe, TrainingPrecision
 if TYPE_CHECKING:
     from raydenoise.model.bundle import Bundle
 
+MOST_START = 0.2  # of the first weights in the averaged ones, before a run is called too short
+
 
 def begin(config: TrainConfig, shards: ShardSet) -> "Bundle":
     """Build the network to begin with, or load that of `--init`.
@@ -132,6 +134,17 @@ def make_recipe(config: TrainConfig, shards: ShardSet, started: "Bundle", *, pre
         raise ValueError(f"noise is {config.noise}, and the shards hold {kind}; allowed: leave it out")
     recipe = config.recipe(steps=1, architecture=started.card.architecture, paired=shards.paired, precision=precision)
     return replace(recipe, arguments=started.card.arguments)  # a bundle's own with --init
+
+
+def short_run(recipe: Recipe) -> str | None:
+    """What keeps a run of so few steps from learning, or None where nothing does."""
+    start = recipe.ema**recipe.steps
+    reasons = []
+    if recipe.warmup_steps >= recipe.steps:
+        reasons.append(f"the learning rate is reached after {recipe.warmup_steps} steps (--warmup-steps)")
+    if start > MOST_START:
+        reasons.append(f"the averaged weights are {start:.0%} those of the start (--ema)")
+    return f"only {recipe.steps} steps: {' and '.join(reasons)}; docs/training.md, Short runs" if reasons else None
 
 
 def fingerprint(shards: ShardSet) -> dict[str, Any]:

@@ -119,8 +119,7 @@ def list_pictures(config: PrepareConfig) -> pa.Table:
     if config.clean is None or config.noisy is None:
         listed = inputs.list_all(config.input)[: config.limit]
         return pa.table([[s.uri for s in listed], [s.key for s in listed], [None] * len(listed)], schema=PICTURES)
-    if not place(config.noisy, argument="noisy").is_dir():
-        raise ValueError(f"noisy {config.noisy!r} is not a folder; allowed: a folder of noisy pictures")
+    inputs.check_folder(config.noisy, argument="noisy")
     listed = inputs.list_sources(config.noisy, argument="noisy")[: config.limit]
     keys = [source.key for source in listed]
     clean = inputs.pair_references(keys, config.clean, argument="clean")

@@ -87,10 +87,12 @@ def prepare_tensorflow(threads: int | None) -> None:
 
 
 def set_environment() -> None:
-    """Set what TensorFlow reads before it looks for GPUs, in a process of Ray's.
+    """Set what Keras and TensorFlow read before they begin, in a process of Ray's, whatever its user's shell says.
 
-    Their memory grows on demand, and none is seen that Ray did not assign.
+    The backend is TensorFlow, to which all settings here belong. The GPUs' memory grows on demand, and none is seen
+    that Ray did not assign.
     """
+    os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
     if not assigned_gpus():  # Ray hides no GPU from a process that asked for none
@@ -106,7 +108,6 @@ def fast_precision() -> str:
 
 def fast_precision_of_worker() -> str:
     """The same of a task's own process, which has imported nothing yet."""
-    os.environ["KERAS_BACKEND"] = "tensorflow"
     prepare_tensorflow(None)
     return fast_precision()
 

@@ -21,7 +21,15 @@ from raydenoise.data.lease import Claim, LeaseLostError, check_free, held
 from raydenoise.data.manifest import TRAINING_KIND, recorded, versions
 from raydenoise.data.place import Remote, place
 from raydenoise.data.shards import MANIFEST, ShardSet, read_manifest
-from raydenoise.pipelines.checks import begin, fingerprint, known_precision, make_recipe, open_run, trained_in
+from raydenoise.pipelines.checks import (
+    begin,
+    fingerprint,
+    known_precision,
+    make_recipe,
+    open_run,
+    short_run,
+    trained_in,
+)
 from raydenoise.pipelines.displays import TrainDisplay, say
 from raydenoise.pipelines.finish import finish
 from raydenoise.pipelines.group import Resources, Task, ask_precision, local_cpus, plan
@@ -122,6 +130,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
             "ray": address or "local",
             "versions": versions(),
         }
+        if (short := short_run(ready.recipe)) is not None:
+            say(short, quiet=config.quiet)
         with held(root, free=free, check=check_output) as lease, recorded(root, manifest, allowed=lease.check):
             task = ready.task(resources, files=model_files(ready.started), claim=lease.claim)
             best, manifest["workers"] = fit(config, task, resources)
@@ -220,7 +230,6 @@ def fit(
 
 def work(given: dict[str, Any]) -> None:
     """What Ray calls in each worker process: sets the environment, then lets TensorFlow begin."""
-    os.environ["KERAS_BACKEND"] = "tensorflow"
     set_environment()
     from raydenoise.pipelines import worker
 

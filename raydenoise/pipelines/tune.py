@@ -27,7 +27,7 @@ from raydenoise.pipelines.checks import fingerprint, open_run, trained_in
 from raydenoise.pipelines.combinations import Checked, check
 from raydenoise.pipelines.displays import TuneDisplay
 from raydenoise.pipelines.group import Resources, Task, ask_precision, local_cpus, plan
-from raydenoise.pipelines.session import cluster_address, possible_resources, session
+from raydenoise.pipelines.session import cluster_address, node_types, nodes_up, possible_resources, session
 from raydenoise.pipelines.sharing import check_shared
 from raydenoise.pipelines.train import CHECKPOINTS, NICENESS, PSNR, fit
 
@@ -263,7 +263,9 @@ def _shares(config: TuneConfig, concurrent: int) -> Shares:
 def _concurrent(config: TuneConfig, *, private: bool) -> int:
     """As many trials at once as there are GPUs for, else as there are machines for."""
     gpus = (ray.cluster_resources() if private else possible_resources()).get("GPU", 0)
-    machines = sum(bool(node["Alive"] and node["Resources"].get("CPU")) for node in ray.nodes())
+    machines = sum(bool(node.resources.get("CPU")) for node in nodes_up())
+    if not private:
+        machines = max(machines, sum(one.count for one in node_types() if one.resources.get("CPU")))
     places = gpus if gpus and config.gpus_per_worker != 0 else machines
     return max(1, min(config.trials, int(places // config.workers)))
 

@@ -10,7 +10,7 @@ from raydenoise.training.muon import ConvMuon
 from raydenoise.training.recipe import Recipe
 
 # Of the learning rate, for the first and the last convolution under Muon. Adam moves every weight of a kernel by as
-# much as its learning rate at once; summed over 432 inputs, that made the loss jump in the second hundred steps.
+# much as its learning rate at once; summed over hundreds of inputs, that made the loss jump in the steps after 100.
 THIN_RATE = 0.1
 CHARBONNIER = (
     1e-3  # where its parabola becomes a line; Charbonnier et al., 1994; value of Zamir et al. (Restormer, 2022)

@@ -4,6 +4,7 @@ import http.client
 import json
 import pickle
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -262,6 +263,12 @@ def test_missing_credentials_of_google_are_said_at_once(
         inputs.list_sources(f"{gs_bucket}/x")
     with pytest.raises(OSError, match=f"^{said}"):
         storage.read(f"{gs_bucket}/x")
+
+
+def test_what_lies_below_a_closed_folder_is_refused(closed: Path) -> None:
+    for read in (inputs.list_sources, partial(inputs.pair_references, ["a.png"])):
+        with pytest.raises(ValueError, match=r"^photos '.*/below' cannot be read: Permission denied$"):
+            read(str(closed / "below"), argument="photos")
 
 
 def test_neither_pickles_nor_texts_hold_secrets(bucket: str) -> None:

@@ -41,6 +41,7 @@ from raydenoise.pipelines.session import NodeType
 from raydenoise.report.curves import learning_curve
 from raydenoise.training.batches import Sample
 from raydenoise.training.loop import Progress
+from raydenoise.training.recipe import Recipe
 
 SIDE = 24
 TINY: dict[str, Any] = {"filters": (8, 8), "depth": 1}
@@ -142,6 +143,15 @@ def test_a_network_of_one_size_takes_patches_of_that_size_alone(tmp_path: Path) 
     with pytest.raises(ValueError, match="are 24 pixels; allowed: 16, the network's input size; run raydenoise prep"):
         begun(shard_set(tmp_path / "c", validation=1), **options)
     assert begun(shard_set(tmp_path / "d", validation=1, side=16), **options).card.fixed_size == 16
+
+
+def test_a_run_too_short_to_learn_says_why() -> None:
+    assert checks.short_run(Recipe(steps=2_000)) is None
+    assert checks.short_run(Recipe(steps=60, warmup_steps=10, ema=0.9)) is None
+    message = "only 300 steps: the learning rate is reached after 300 steps (--warmup-steps)"
+    assert checks.short_run(Recipe(steps=300, ema=0)) == f"{message}; docs/training.md, Short runs"
+    message = "only 700 steps: the averaged weights are 50% those of the start (--ema)"
+    assert checks.short_run(Recipe(steps=700)) == f"{message}; docs/training.md, Short runs"
 
 
 def test_another_backend_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from raydenoise.data.lease import FOLDER, Claim, LeaseLostError, check_free, hel
 from raydenoise.data.shards import read_manifest
 from raydenoise.pipelines import group, train, tune
 from raydenoise.pipelines.combinations import check
-from raydenoise.pipelines.session import dashboard_options
+from raydenoise.pipelines.session import NodeType, dashboard_options
 from tests.pipelines.test_train import write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray")
@@ -345,3 +345,30 @@ def test_trials_compute_as_their_workers_do_and_a_tuning_goes_on_so(
     resources = group.Resources(cpus=1, gpus=0, threads=1, read_cpus=1)
     chosen = tune._precision(settings, root, checked, resources, private=private)
     assert [each.computed_in(chosen).ready.recipe.precision for each in checked] == [expected, "float32"]
+
+
+@pytest.mark.parametrize(
+    ("up", "launched", "gpus", "options", "expected"),
+    [
+        ([{"CPU": 8}], [], 0, {}, 1),
+        ([], [NodeType({"CPU": 8}, 3), NodeType({"memory": 1}, 5)], 0, {}, 3),
+        ([{"CPU": 8}, {"CPU": 8}, {"CPU": 0}], [NodeType({"CPU": 8}, 4)], 0, {}, 4),
+        ([{"CPU": 8}], [NodeType({"CPU": 8}, 100)], 0, {"trials": 6}, 6),
+        ([], [NodeType({"CPU": 8}, 4)], 0, {"workers": 2}, 2),
+        ([], [NodeType({"CPU": 8, "GPU": 1}, 2), NodeType({"CPU": 8}, 4)], 2, {}, 2),
+        ([], [NodeType({"CPU": 8, "GPU": 1}, 2), NodeType({"CPU": 8}, 4)], 2, {"gpus_per_worker": 0.0}, 6),
+    ],
+)
+def test_as_many_trials_at_once_as_a_cluster_has_places_for(
+    monkeypatch: pytest.MonkeyPatch,
+    up: list[dict[str, float]],
+    launched: list[NodeType],
+    gpus: int,
+    options: dict[str, Any],
+    expected: int,
+) -> None:
+    monkeypatch.setattr(tune, "nodes_up", lambda: [NodeType(node, 1) for node in up])
+    monkeypatch.setattr(tune, "node_types", lambda: launched)
+    monkeypatch.setattr(tune, "possible_resources", lambda: {"GPU": gpus})
+    config = TuneConfig(shards="s", space="space.yaml", output="t", **{"trials": 20, **options})
+    assert tune._concurrent(config, private=False) == expected
