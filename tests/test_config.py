@@ -62,6 +62,8 @@ def test_the_home_folder_is_found_where_no_shell_does(tmp_path: Path, monkeypatc
     assert parsed("./~/in", "--output", "out~/~").input == "./~/in"
     assert parsed_with(tmp_path, "model: ~/bundle\n").model == "/home/me/bundle"
     assert prepared("~/a", "b", "--output", "out").input == ("/home/me/a", "b")
+    argv = ["in", "--output", "out", "--sigma", "25", "--models", "default,~/b"]
+    assert parse(EvaluateConfig, argv, prog="p", description="").models == ("default", "/home/me/b")
 
 
 def test_a_flag_that_repeats_the_default_wins_too(tmp_path: Path) -> None:

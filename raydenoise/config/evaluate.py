@@ -6,18 +6,13 @@ from math import inf
 from typing import Literal
 
 from raydenoise.config.denoise import PRECISIONS, actors, allocatable
-from raydenoise.config.options import address_option, option, quiet_option, shown
+from raydenoise.config.options import address_option, names, option, quiet_option, shown
 from raydenoise.core.image import DEFAULT_MAX_PIXELS
 from raydenoise.core.tiling import check_ensemble
 
 SIGMAS = (15.0, 25.0, 50.0)  # of the published tables
 SIGMA_SOURCES = ("known", "auto", "both")
 SPLITS = ("train", "validation", "test")
-
-
-def names(value: object) -> tuple[str, ...]:
-    """Read names: text with commas, or a list."""
-    return tuple(map(str, value)) if isinstance(value, list) else tuple(str(value).split(","))
 
 
 def levels(value: object) -> tuple[float, ...]:

@@ -30,13 +30,18 @@ def option(
         flag: more arguments of `add_argument`; with `nargs` "?" or "*" it is a positional one.
     """
     yaml = yaml or _YAML_TYPES[read]
-    metadata = {"help": help, "read": _text if read is str else read, "yaml": yaml, "comma": comma, "flag": flag}
+    metadata = {"help": help, "read": text if read is str else read, "yaml": yaml, "comma": comma, "flag": flag}
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
 
-def _text(value: str) -> str:
+def text(value: str) -> str:
     """Leave a text as it is, but for a leading ~/, which no shell replaces in `--output=~/clean` or in a YAML file."""
     return os.path.expanduser(value) if value.startswith("~/") else value  # noqa: PTH111  # a text, not a path yet
+
+
+def names(value: object) -> tuple[str, ...]:
+    """Read names or paths: text with commas, or a list."""
+    return tuple(text(str(part)) for part in (value if isinstance(value, list) else str(value).split(",")))
 
 
 def address_option() -> Any:
@@ -67,10 +72,11 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Refuse a name that stands twice, with - or _ between its words: the first one would be lost in silence."""
-        names = Counter(key.value.replace("-", "_") for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        for name, count in names.items():
-            if count > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{name} stands there twice", node.start_mark)
+        if isinstance(node, yaml.MappingNode):
+            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge")]
+            for name, count in Counter(key.value.replace("-", "_") for key in keys).items():
+                if count > 1:
+                    raise yaml.constructor.ConstructorError(None, None, f"{name} stands there twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
     def text_or_number(self, node: yaml.ScalarNode) -> object:
@@ -97,7 +103,7 @@ def parse(kind: type[Config], argv: Sequence[str], *, prog: str, description: st
     """
     parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
     of_config = "values of these options as `name: value`; flags win"
-    parser.add_argument("--config", metavar="FILE.yaml", type=_text, help=of_config)
+    parser.add_argument("--config", metavar="FILE.yaml", type=text, help=of_config)
     for entry in fields(kind):  # type: ignore[arg-type]  # a dataclass
         _add(parser, entry)
     given = {name: _frozen(value) for name, value in vars(parser.parse_intermixed_args(argv)).items()}

@@ -6,13 +6,8 @@ from math import inf
 from pathlib import Path
 
 from raydenoise.config.denoise import Sigma, sigma
-from raydenoise.config.options import option, quiet_option
+from raydenoise.config.options import names, option, quiet_option
 from raydenoise.core.image import DEFAULT_MAX_PIXELS
-
-
-def model_names(value: object) -> tuple[str, ...]:
-    """Read models: text with commas between, or a list."""
-    return tuple(map(str, value)) if isinstance(value, list) else tuple(str(value).split(","))
 
 
 def sigmas(value: object) -> tuple[Sigma, ...]:
@@ -37,7 +32,7 @@ class PreviewConfig:
     models: tuple[str, ...] = option(
         "shipped names, bundle folders, .keras or .h5 files",
         default=("default",),
-        read=model_names,
+        read=names,
         yaml=(str, list),
         metavar="A,B",
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from math import inf
 from typing import Any, get_args
 
-from raydenoise.config.options import address_option, option, quiet_option
+from raydenoise.config.options import address_option, names, option, quiet_option
 from raydenoise.core.patches import Augmentation
 from raydenoise.training.recipe import Loss, NoiseName, OptimizerName, Recipe, Schedule
 
@@ -35,11 +35,9 @@ def level_range(value: object) -> tuple[float, float]:
         raise argparse.ArgumentTypeError(f"{value!r} is no range; allowed: LOW:HIGH, or a number") from None
 
 
-def names(value: object) -> tuple[str, ...]:
-    """Read names with commas between, or a list of names; "none" for no name."""
-    if isinstance(value, list):
-        return tuple(map(str, value))
-    return () if value == "none" else tuple(str(value).split(","))
+def augmentations(value: object) -> tuple[str, ...]:
+    """Read names, as `names`; "none" for no name."""
+    return () if value == "none" else names(value)
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ class TrainConfig:
     augment: tuple[str, ...] = option(
         f"of {', '.join(get_args(Augmentation))}, with commas between; or none",
         default=Recipe.augment,
-        read=names,
+        read=augmentations,
         yaml=(str, list),
         metavar="NAMES",
     )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ from raydenoise.data.storage import publish_json, publish_table
 DENOISING_KIND, TRAINING_KIND = "raydenoise denoising", "raydenoise training"
 EVALUATION_KIND = "raydenoise evaluation"
 MANIFEST = "manifest.json"
-_UPLOADED = "_ray_pkg_"  # how the name of a folder begins that Ray unpacks an uploaded one in, and removes
+_UNPACKED = ("runtime_resources", "working_dir_files")  # where Ray unpacks what a job brought along, and removes it
 PAGE, PLOTS = "report.html", "report"  # of `raydenoise report`
 PART_ROWS = 10_000  # rows of a metrics file: about 1 MB
 COMBINED = 64  # tables of a row or some, each of which takes kilobytes beside its row
@@ -120,7 +121,7 @@ def check_writable(root: Place) -> None:
         except OSError as error:
             raise ValueError(f"output {str(root)!r} cannot be reached: {error}") from error
         return
-    if any(part.startswith(_UPLOADED) for part in root.parts):
+    if _UNPACKED in pairwise(root.parts):
         raise ValueError(
             f"output {str(root)!r} is in the copy of --working-dir that Ray unpacked for this job, and goes with it; "
             "allowed: the whole path of a folder, s3:// or gs://"

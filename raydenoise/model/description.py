@@ -14,8 +14,8 @@ import sys
 from collections.abc import Collection, Iterator
 from typing import Any
 
-MOST_BYTES = 1 << 24  # of JSON; the default model's has 50,000
-_MOST_LAYERS = 5_000  # calls of layers, an inner network's as often as it is called; the default model has 60
+MOST_BYTES = 1 << 24  # of JSON; the largest shipped one has 50,000
+_MOST_LAYERS = 5_000  # calls of layers, an inner network's as often as it is called; a shipped one has 60
 _MOST_NUMBER = 65_536  # any setting that is a whole number, sides of pictures among them
 _MOST_WINDOW = 1_024  # pixels that one output looks at, steps over or leaves out, per side
 _WINDOWS = {"kernel_size", "pool_size", "strides", "dilation_rate", "padding", "output_padding", "cropping", "size"}

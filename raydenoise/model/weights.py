@@ -21,7 +21,7 @@ import h5py
 from raydenoise.model.vetting import Contents, check_expansion
 
 _FILTERS = {1, 2, 3, 32000}  # of HDF5: deflate, shuffle, checksum, LZF; the others may be plug-ins
-_MOST_OBJECTS = 100_000  # groups and datasets; the default model has some 150
+_MOST_OBJECTS = 100_000  # groups and datasets; a shipped one has 150
 
 
 def main(path: Path, memory: int) -> None:

@@ -62,6 +62,7 @@ def read_files(name_or_path: str) -> tuple[ModelFiles, Card]:
                 vet(path / MODEL_FILE)
             return replace(ModelFiles.read(path), loaded=ships(path)), card
         vet(path)
+        os.environ["KERAS_BACKEND"] = "tensorflow"  # as the actors
         os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave the GPU to the actors
         from raydenoise.model import bundle  # imports keras: only a bare file needs it here
 

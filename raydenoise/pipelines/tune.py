@@ -263,9 +263,9 @@ def _shares(config: TuneConfig, concurrent: int) -> Shares:
 def _concurrent(config: TuneConfig, *, private: bool) -> int:
     """As many trials at once as there are GPUs for, else as there are machines for."""
     gpus = (ray.cluster_resources() if private else possible_resources()).get("GPU", 0)
-    machines = sum(bool(node.resources.get("CPU")) for node in nodes_up())
-    if not private:
-        machines = max(machines, sum(one.count for one in node_types() if one.resources.get("CPU")))
+    up = sum(bool(node.resources.get("CPU")) for node in nodes_up())
+    # Of a cluster that is scaled to zero what it can launch. Else `plan` would pack as many on what is up.
+    machines = up or sum(one.count for one in node_types() if one.resources.get("CPU"))
     places = gpus if gpus and config.gpus_per_worker != 0 else machines
     return max(1, min(config.trials, int(places // config.workers)))
 

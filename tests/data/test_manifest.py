@@ -67,7 +67,8 @@ def test_a_folder_below_a_closed_one_is_refused(closed: Path) -> None:
 
 def test_the_copy_of_a_jobs_checkout_is_no_output(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^output '.*/clean' is in the copy of --working-dir that Ray unpacked for "):
-        check_writable(tmp_path / "working_dir_files" / "_ray_pkg_0123456789abcdef" / "clean")
+        check_writable(tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_0123456789abcdef" / "clean")
+    check_writable(tmp_path / "working_dir_files" / "clean")
 
 
 def test_an_empty_folder_is_empty(tmp_path: Path) -> None:

@@ -352,8 +352,8 @@ def test_trials_compute_as_their_workers_do_and_a_tuning_goes_on_so(
     [
         ([{"CPU": 8}], [], 0, {}, 1),
         ([], [NodeType({"CPU": 8}, 3), NodeType({"memory": 1}, 5)], 0, {}, 3),
-        ([{"CPU": 8}, {"CPU": 8}, {"CPU": 0}], [NodeType({"CPU": 8}, 4)], 0, {}, 4),
-        ([{"CPU": 8}], [NodeType({"CPU": 8}, 100)], 0, {"trials": 6}, 6),
+        ([{"CPU": 8}, {"CPU": 8}, {"CPU": 0}], [NodeType({"CPU": 8}, 4)], 0, {}, 2),
+        ([{"CPU": 0}], [NodeType({"CPU": 8}, 100)], 0, {"trials": 6}, 6),
         ([], [NodeType({"CPU": 8}, 4)], 0, {"workers": 2}, 2),
         ([], [NodeType({"CPU": 8, "GPU": 1}, 2), NodeType({"CPU": 8}, 4)], 2, {}, 2),
         ([], [NodeType({"CPU": 8, "GPU": 1}, 2), NodeType({"CPU": 8}, 4)], 2, {"gpus_per_worker": 0.0}, 6),
