@@ -140,7 +140,10 @@ def check(command: str) -> None:
             assert (ROOT / file).is_file()  # tests/test_cluster.py reads it as Ray does
         case ["export", *settings]:  # tests/test_jobs.py submits with these
             assert {setting.split("=")[0] for setting in settings} == {"RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE"}
-        case ["ray", "job", "submit", "--working-dir", ".", "--", "python", file, *arguments]:
+        case (
+            ["ray", "job", "submit", "--working-dir", ".", "--", "python", file, *arguments]
+            | ["ray", "job", "submit", "--address", _, "--working-dir", ".", "--", "python", file, *arguments]
+        ):
             assert (ROOT / file).is_file()
             parse(getattr(config, f"{Path(file).stem.capitalize()}Config"), arguments, prog="", description="")
         case ["python", file, *arguments]:
