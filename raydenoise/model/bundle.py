@@ -128,9 +128,14 @@ def made(
         sha256="",
         training=training,
         scores=scores,
-        versions={name: version(name) for name in ("keras", keras.backend.backend())},
+        versions=writers(),
     )
     return Bundle(model, card)
+
+
+def writers() -> dict[str, str]:
+    """Versions of the packages that write a model here."""
+    return {name: version(name) for name in ("keras", keras.backend.backend())}
 
 
 def halo(reach: Reach) -> int:

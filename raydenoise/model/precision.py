@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -54,8 +55,9 @@ def _compute_capability() -> float | None:
 def with_precision(model: keras.Model, precision: Precision) -> keras.Model:
     """Rebuild a network to compute in another format; weights, inputs and outputs stay float32.
 
-    The last layers, those that make the outputs, stay float32 so that a residual is added at full precision, and
-    `Rescaling`, so that a picture is centred before it is rounded.
+    The last layers, those that make the outputs, stay float32 so that a residual is added at full precision, with those
+    before them that have no weights, such as a sum that is clipped or cropped; and `Rescaling`, so that a picture is
+    centred before it is rounded.
     """
     return rebuilt(model, precision=precision)
 
@@ -75,27 +77,59 @@ def rebuilt(
         precision: of the layers between input and output.
         free_size: drop a fixed input height and width.
         size: fix both at so many pixels.
-        thawed: train all layers, those too that it has frozen.
+        thawed: train all layers, those too that it, or a network in it, has frozen.
 
     Raises:
         ValueError, TypeError: the network cannot be built at a free size.
     """
     config = model.get_config()
-    outputs = set(model.output_names)
-    for layer in config["layers"]:
-        inner = layer["config"]
-        if thawed and "trainable" in inner:
-            inner["trainable"] = True
-        if layer["class_name"] == "InputLayer":
-            if free_size or size:
-                shape = inner.get("batch_shape") or inner.get("batch_input_shape")
-                inner["batch_shape"] = (None, size, size, shape[-1])
-        elif "dtype" in inner:
-            exact = inner["name"] in outputs or layer["class_name"] == "Rescaling"
-            name = "float32" if exact else _POLICY[precision]
-            inner["dtype"] = {"module": "keras", "class_name": "DTypePolicy", "config": {"name": name}}
+    if free_size or size:
+        for layer in config["layers"]:
+            if layer["class_name"] == "InputLayer":
+                shape = layer["config"].get("batch_shape") or layer["config"].get("batch_input_shape")
+                layer["config"]["batch_shape"] = (None, size, size, shape[-1])
+    _set_precision(config, _POLICY[precision], exact=_last(model))
     if (free_size or size) and "build_input_shape" in config:
         config["build_input_shape"] = (None, size, size, config["build_input_shape"][-1])
     copy = cast(Any, type(model)).from_config(config)
+    if thawed:
+        for layer in layers_of(copy):
+            layer.trainable = True
     copy.set_weights(model.get_weights())
     return copy
+
+
+def layers_of(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """The layers of a network, and those of networks in it."""
+    for layer in model.layers:
+        yield layer
+        if isinstance(layer, keras.Model):
+            yield from layers_of(layer)
+
+
+def _set_precision(config: dict[str, Any], policy: str, *, exact: Collection[str]) -> None:
+    """Set the policy of all layers in a network's configuration, of networks in it too, but for exact ones."""
+    for layer in config["layers"]:
+        inner = layer["config"]
+        as_float32 = inner["name"] in exact or layer["class_name"] == "Rescaling"
+        name = "float32" if as_float32 else policy
+        if "layers" in inner:
+            _set_precision(inner, name, exact=())
+        elif "dtype" in inner and layer["class_name"] != "InputLayer":
+            inner["dtype"] = {"module": "keras", "class_name": "DTypePolicy", "config": {"name": name}}
+
+
+def _last(model: keras.Model) -> set[str]:
+    """Names of the layers that make the outputs, and of those before them that have no weights."""
+    waiting = [tensor._keras_history.operation for tensor in model.outputs]
+    found = {operation.name for operation in waiting}
+    while waiting:
+        operation = waiting.pop()
+        if getattr(operation, "weights", None):
+            continue
+        for node in operation._inbound_nodes:
+            for before in (tensor._keras_history.operation for tensor in node.input_tensors):
+                if before.name not in found and not getattr(before, "weights", None):
+                    found.add(before.name)
+                    waiting.append(before)
+    return found

@@ -11,9 +11,12 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from raydenoise.model.precision import layers_of
+
 ALIGNMENTS = (1, 2, 4, 8, 16, 32, 64)
 LENGTH = 512  # pixels probed along the axis: finds a radius up to about 190
 BREADTH = 64  # pixels across: the largest alignment
+_SCALES = {"gamma", "scale", "moving_variance"}  # of normalizations
 DRAWS = 4  # MaxPooling2D passes the gradient of one pixel in four: four draws leave none of a row of cells out
 
 
@@ -135,13 +138,22 @@ def _positive_twin(model: keras.Model) -> keras.Model:
     """A copy with positive random kernels that sum to one per output, biases zero, scales one."""
     twin = keras.models.clone_model(model)
     rng = np.random.default_rng(0)
+    by_channel = {id(kernel) for layer in layers_of(twin) for kernel in _depthwise(layer)}
     weights = []
     for variable in twin.weights:
         shape = tuple(variable.shape)
         if len(shape) >= 2:
             kernel = rng.uniform(0.5, 1.0, shape)
-            weights.append(kernel / kernel.sum(axis=tuple(range(len(shape) - 1)), keepdims=True))
+            summed = (0, 1) if id(variable) in by_channel else tuple(range(len(shape) - 1))
+            weights.append(kernel / kernel.sum(axis=summed, keepdims=True))
         else:
-            weights.append(np.full(shape, 1.0 if variable.name in ("gamma", "moving_variance") else 0.0))
+            weights.append(np.full(shape, 1.0 if variable.name in _SCALES else 0.0))
     twin.set_weights(weights)
     return twin
+
+
+def _depthwise(layer: keras.layers.Layer) -> list[Any]:
+    """The kernels of a layer that have the input channel, which no output sums over, before the last axis."""
+    if isinstance(layer, keras.layers.DepthwiseConv2D):
+        return [layer.kernel]
+    return [layer.depthwise_kernel] if isinstance(layer, keras.layers.SeparableConv2D) else []

@@ -57,6 +57,7 @@ def finish(config: TrainConfig, task: Task, started: "Bundle", checkpoint: Path)
             "hardware": _hardware(task),
         },
         scores=scores,
+        versions=bundle.writers(),
     )
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder)

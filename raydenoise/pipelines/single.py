@@ -51,7 +51,10 @@ VALIDATION_SIDE = 192  # pixels: more than three times the default network's rec
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the pictures, train, write the bundle."""
     given = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parser().parse_args(given)
+    parser = _parser()
+    arguments = parser.parse_args(given)
+    if arguments.noise == "paired":
+        parser.error("noise is paired; allowed: awgn, poisson-gaussian; raydenoise train learns from pairs")
     names = [entry.name for entry in fields(Recipe) if entry.name != "arguments"]
     chosen = {name: _tuple(getattr(arguments, name)) for name in names}
     recipe = Recipe(**chosen, arguments=dict(arguments.model_args))
@@ -156,7 +159,7 @@ def fit(
 
     def wake(step: int) -> None:
         if step <= RENEWED * recipe.steps:
-            renewed = renew(engine.model, firing(engine.model, seen), seed=step)
+            renewed = renew(engine.model, engine.optimizer, firing(engine.model, seen), seed=step)
             print(f"step {step}: {renewed} units that never fired begin afresh")
 
     if (folder / state.FILE).exists():
@@ -201,7 +204,7 @@ def fit(
 
 def _range(recipe: Recipe, started: bundle.Bundle | None) -> tuple[float, float]:
     """The levels that the network has learned: those of the recipe, and those that it knew before."""
-    known = [levels for levels in (recipe.sigma_range, started and started.card.sigma_range) if levels]
+    known = [levels for levels in (recipe.levels, started and started.card.sigma_range) if levels]
     return min(low for low, _ in known), max(high for _, high in known)
 
 

@@ -21,6 +21,7 @@ import tensorflow as tf
 from raydenoise.data.lease import Claim, LeaseLostError
 from raydenoise.model import bundle
 from raydenoise.model.networks import Network
+from raydenoise.model.precision import layers_of
 from raydenoise.pipelines.group import Task
 from raydenoise.pipelines.process import assigned_gpus, worker_name
 from raydenoise.pipelines.runlog import RunLog
@@ -204,6 +205,8 @@ class MirroredEngine:
             self.optimizer.build(self.model.trainable_variables)
         # Keras would sum the gradients over the workers once more.
         self.optimizer._all_reduce_sum_gradients = lambda pairs: pairs
+        normalizations = (one for one in layers_of(self.model) if isinstance(one, keras.layers.BatchNormalization))
+        self._statistics = [v for layer in normalizations if layer.trainable for v in layer.non_trainable_variables]
         self._step = tf.function(self._global_step)
         self._sum = tf.function(lambda values: strategy.run(_all_reduced, (values,)))
         self._predict = tf.function(lambda noisy: self.averaged(noisy, training=False), reduce_retracing=True)
@@ -233,6 +236,9 @@ class MirroredEngine:
         if self._recipe.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self._recipe.clip_norm)
         self.optimizer.apply(gradients, self.model.trainable_variables)
+        if self._statistics:  # of a part of the batch, where the weights are of all of it
+            for variable in self._statistics:
+                variable.assign(_all_reduced(variable.value) / self._strategy.num_replicas_in_sync)
         return total
 
 
@@ -271,7 +277,8 @@ def _renew(engine: MirroredEngine, pictures: list[list[Batch]], *, seed: int) ->
         sums += np.concatenate([*firing(engine.model, noisy[None]), [1]])
     *shares, count = engine.sum_over_workers(sums)
     if count:
-        renew(engine.model, np.split(np.array(shares) / count, np.cumsum(widths)[:-1]), seed=seed)
+        parts = np.split(np.array(shares) / count, np.cumsum(widths)[:-1])
+        renew(engine.model, engine.optimizer, parts, seed=seed)
 
 
 def _checkpoint(engine: MirroredEngine, facts: state.Facts, *, first: bool, metrics: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from raydenoise.model import networks
+from raydenoise.model import networks, precision
 from raydenoise.model.probe import probe
 
 # Few filters: the reach of a network does not depend on its width.
@@ -55,6 +55,52 @@ def test_a_network_that_sees_everything_has_no_radius() -> None:
     model = keras.Model(inputs, keras.layers.Add()([inputs, pooled]))
     with pytest.raises(ValueError, match="without global pooling"):
         probe(model)
+
+
+def test_a_reach_behind_a_normalization_by_root_mean_square_counts() -> None:
+    inputs = keras.Input((None, None, 4))
+    hidden = inputs
+    for _ in range(3):
+        branch = keras.layers.Conv2D(4, 3, padding="same")(keras.layers.RMSNormalization()(hidden))
+        hidden = keras.layers.Add()([hidden, branch])
+    assert probe(keras.Model(inputs, hidden), length=128).radius == 3
+
+
+@pytest.mark.parametrize("separable", [False, True])
+def test_the_reach_of_many_channels_one_by_one_is_found(separable: bool) -> None:
+    kind = keras.layers.SeparableConv2D if separable else keras.layers.DepthwiseConv2D
+    arguments = {"filters": 48} if separable else {}
+    inputs = keras.Input((None, None, 48))
+    hidden = inputs
+    for _ in range(18):
+        hidden = kind(kernel_size=3, padding="same", **arguments)(hidden)
+    assert probe(keras.Model(inputs, hidden), length=128).radius == 18
+
+
+def a_network_with_another() -> keras.Model:
+    """A picture plus what a network of its own finds, clipped."""
+    small = keras.Input((None, None, 3))
+    found = keras.layers.Conv2D(3, 3, padding="same", name="inner")(small)
+    picture = keras.Input((None, None, 3))
+    branch = keras.layers.Conv2D(3, 3, padding="same")(keras.Model(small, found, name="network")(picture))
+    return keras.Model(picture, keras.layers.ReLU(max_value=1.0)(keras.layers.Add(name="sum")([picture, branch])))
+
+
+def test_a_picture_is_not_rounded_where_its_sum_is_clipped_behind() -> None:
+    model = a_network_with_another()
+    model.layers[2].kernel.assign(np.zeros(model.layers[2].kernel.shape))
+    pixels = np.random.default_rng(0).random((1, 8, 8, 3), np.float32)
+    np.testing.assert_array_equal(precision.with_precision(model, "bfloat16")(pixels), pixels)
+
+
+def test_networks_in_a_network_are_rebuilt_with_it() -> None:
+    model = a_network_with_another()
+    model.get_layer("network").trainable = False
+    rebuilt = precision.rebuilt(model, precision="bfloat16")
+    assert rebuilt.get_layer("network").get_layer("inner").compute_dtype == "bfloat16"
+    assert rebuilt.get_layer("sum").compute_dtype == "float32"
+    assert len(rebuilt.trainable_variables) == 2
+    assert len(precision.rebuilt(model, precision="float32", thawed=True).trainable_variables) == 4
 
 
 def test_the_autoencoder_is_the_notebooks() -> None:

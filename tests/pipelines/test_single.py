@@ -78,6 +78,20 @@ def test_it_begins_with_a_bundle(tmp_path: Path, folder: str, tiny_bundle: Path)
     assert after.card.training["init"] == str(tiny_bundle)
 
 
+def test_the_card_tells_the_levels_of_photon_noise(tmp_path: Path, folder: str) -> None:
+    noise = ["--noise", "poisson-gaussian", "--sigma-range", "0", "10", "--peak-range", "255", "2550"]
+    arguments = ["--pictures", folder, "--output", str(tmp_path / "run"), *noise, *OPTIONS]
+    assert single.main([*arguments, "--model-args", "filters=8,8", "depth=1"]) == 0
+    card = bundle.load(tmp_path / "run" / "bundle").card
+    assert card.sigma_range == (0, pytest.approx(np.hypot(10, np.sqrt(255))))
+
+
+def test_pairs_are_refused(tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        single.main(["--pictures", folder, "--output", str(tmp_path / "run"), "--noise", "paired"])
+    assert "noise is paired; allowed: awgn, poisson-gaussian; raydenoise train" in capsys.readouterr().err
+
+
 def test_pictures_smaller_than_the_patch_are_refused(tmp_path: Path) -> None:
     pictures = [np.zeros((70, 80, 3), np.uint8)] * 3 + [np.zeros((60, 80, 3), np.uint8)]
     with pytest.raises(ValueError, match="1 of 4 training pictures are smaller than the patch of 64 pixels"):

@@ -51,12 +51,34 @@ for engine_name, clip, optimizer, out in runs:
             if engine_name == "mirrored":
                 _renew(engine, [[(picture, None)] for picture in noisy[mine]], seed=step)
             else:
-                renew(engine.model, firing(engine.model, noisy), seed=step)
+                renew(engine.model, engine.optimizer, firing(engine.model, noisy), seed=step)
             assert np.any(keras.ops.convert_to_numpy(hidden(engine.model)[1].before.kernel)[..., :3])
     average(engine, recipe)
     sums = engine.sum_over_workers(np.array([rank + 1.0, 1.0], np.float32)) if engine_name == "mirrored" else [1, 1]
     arrays = [np.asarray(v) for v in [*engine.model.weights, *engine.averaged.weights]]
     np.savez(out, *arrays, losses=losses, sums=sums)
+"""
+
+
+NORMALIZED = """
+import json, sys
+import numpy as np
+import tensorflow as tf
+tf.config.threading.set_intra_op_parallelism_threads(1)
+rank = int(sys.argv[1])
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+import keras
+from raydenoise.model.networks import Network
+from raydenoise.pipelines.worker import MirroredEngine
+from raydenoise.training.recipe import Recipe
+pixels = keras.Input((None, None, 3))
+normalized = keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3, padding="same")(pixels))
+model = keras.Model(pixels, keras.layers.Conv2D(3, 3, padding="same")(normalized))
+engine = MirroredEngine(Network(model, 1, 2, False), Recipe(steps=5, batch_size=2, optimizer="adam"), strategy=strategy)
+batch = np.random.default_rng(rank).random((1, 16, 16, 3), np.float32)
+for _ in range(3):
+    engine.step(batch, batch)
+print(json.dumps([v.numpy().tolist() for v in engine.model.non_trainable_variables]), flush=True)
 """
 
 
@@ -82,6 +104,18 @@ except Exception as error:
     print(json.dumps([type(error).__name__, str(error), peer_lost(error, workers=2)]), flush=True)
     os._exit(0)
 """
+
+
+def test_all_workers_hold_one_set_of_batch_statistics() -> None:
+    answers = []
+    for process in started(NORMALIZED, [[0], [1]]):
+        answer, said = process.communicate(timeout=240)
+        assert process.returncode == 0, said.decode()[-3000:]
+        answers.append(json.loads(answer.splitlines()[-1]))
+    assert answers[0] == answers[1]
+    means, variances = answers[0]
+    assert 0 not in means
+    assert 1 not in variances
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def numbers(model: keras.Model) -> list[list[int]]:
 
 
 def recycle(model: keras.Model, noisy: np.ndarray = NOISY, *, seed: int) -> int:
-    return renew(model, firing(model, noisy), seed=seed)
+    return renew(model, keras.optimizers.SGD(), firing(model, noisy), seed=seed)
 
 
 def test_units_that_never_fire_are_found(model: keras.Model) -> None:
@@ -85,6 +85,36 @@ def test_what_began_afresh_learns(model: keras.Model) -> None:
     model.train_on_batch(NOISY, NOISY[..., :3])
     model.train_on_batch(NOISY, NOISY[..., :3])  # the first step's rate is zero
     assert np.any(keras.ops.convert_to_numpy(reader)[:, :, unit])
+
+
+def test_the_averages_begin_afresh_as_well(model: keras.Model) -> None:
+    used = keras.optimizers.SGD(0.0, use_ema=True, ema_momentum=0.9)
+    model.compile(optimizer=used, loss="mse")
+    model.train_on_batch(NOISY, NOISY[..., :3])
+    before = model.predict_on_batch(NOISY)
+    assert renew(model, used, firing(model, NOISY), seed=0) == len(DEAD)
+    for _ in range(3):
+        model.train_on_batch(NOISY, NOISY[..., :3])
+    used.finalize_variable_values(model.trainable_variables)
+    np.testing.assert_allclose(model.predict_on_batch(NOISY), before, atol=1e-6)
+    assert len(numbers(model)[2]) < len(DEAD)
+
+
+def test_what_is_no_plain_unit_is_left_alone() -> None:
+    inputs = keras.Input((None, None, 4))
+    wide = keras.layers.Conv2D(8, 3, bias_initializer=keras.initializers.Constant(-9.0))(inputs)
+    leaky = keras.layers.Conv2D(8, 3)(keras.layers.ReLU(negative_slope=0.1)(wide))
+    grouped = keras.layers.Conv2D(8, 3, groups=2)(keras.layers.ReLU()(leaky))
+    assert hidden(keras.Model(inputs, grouped)) == []
+
+
+def test_a_bias_that_kills_a_unit_goes() -> None:
+    inputs = keras.Input((None, None, 4))
+    wide = keras.layers.Conv2D(8, 3, bias_initializer=keras.initializers.Constant(-9.0))(inputs)
+    model = keras.Model(inputs, keras.layers.Conv2D(3, 3)(keras.layers.ReLU()(wide)))
+    assert recycle(model, seed=0) == 8
+    assert not np.any(keras.ops.convert_to_numpy(model.layers[1].bias))
+    assert recycle(model, seed=1) < 8
 
 
 def test_frozen_layers_are_left_alone(model: keras.Model) -> None:
