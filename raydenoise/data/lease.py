@@ -202,7 +202,8 @@ def is_alive(root: Place, number: int, content: dict[str, Any], *, seconds: floa
     """Whether a lease is held: at once for a process of this machine, else by watching it up to so many seconds."""
     if not content["held"]:
         return False
-    if content["machine"] is not None and content["machine"] == _machine():
+    is_here = content["machine"] is not None and content["machine"] == _machine()
+    if is_here and not _is_hidden(content["pid"]):
         return bool(_began(content["pid"]) == content["began"])
     watched = 0.0
     while watched < seconds:
@@ -239,6 +240,17 @@ def _began(pid: int) -> str | None:
     except OSError:
         return None
     return None if state in "ZX" else rest[18]
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process of another user lives here of which the system tells nothing more (hidepid of /proc)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not os.access(f"/proc/{pid}/stat", os.R_OK)
+    except OSError:
+        pass
+    return False
 
 
 def is_lease(key: str) -> bool:

@@ -53,7 +53,7 @@ def read_picture(uri: str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
     source = place(uri)
     if isinstance(source, Remote):
         return source.read_admitted(partial(admit, max_pixels=max_pixels))
-    return _patiently(partial(_read_local_picture, uri, max_pixels=max_pixels))
+    return patiently(partial(_read_local_picture, uri, max_pixels=max_pixels))
 
 
 def _read_local_picture(uri: str, *, max_pixels: int) -> bytes:
@@ -70,7 +70,7 @@ def _open_now(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would wait for its writer
 
 
-def _patiently(step: Callable[[], Done]) -> Done:
+def patiently(step: Callable[[], Done]) -> Done:
     """Do something on a disk, up to three times where it fails as network disks do for a moment.
 
     Buckets' clients do so on their own: `clients`.
@@ -100,11 +100,11 @@ def publish(path: Place, data: bytes | memoryview, *, scratch: Place | None = No
         return
     aside = scratch if isinstance(scratch, Path) else path.parent
     try:
-        _patiently(partial(_publish_local, path, data, aside=aside))
+        patiently(partial(_publish_local, path, data, aside=aside))
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        _patiently(partial(_publish_local, path, data, aside=path.parent))
+        patiently(partial(_publish_local, path, data, aside=path.parent))
 
 
 def _publish_local(path: Path, data: bytes | memoryview, *, aside: Path) -> None:
@@ -142,6 +142,8 @@ def create(path: Place, data: bytes, *, whole: bool = True) -> None:
         try:
             path.hardlink_to(partial)  # unlike a rename, it fails where the name is taken
         except OSError as error:
+            if isinstance(error, FileExistsError) and path.samefile(partial):
+                return  # the answer to a link that succeeded was lost, and the disk was asked again
             if whole or error.errno not in NO_LINKS:
                 raise
             _create_open(path, data)
@@ -165,7 +167,7 @@ def names(folder: Place) -> list[str]:
         found = folder.filesystem.get_file_info(fs.FileSelector(folder.path, allow_not_found=True))
         listed = [info.base_name for info in found if info.type == fs.FileType.File]
     else:
-        listed = _patiently(partial(_local_names, folder))
+        listed = patiently(partial(_local_names, folder))
     return sorted(name for name in listed if not name.startswith("."))
 
 
@@ -174,13 +176,36 @@ def _local_names(folder: Path) -> list[str]:
 
 
 def walk(folder: Place) -> Iterator[str]:
-    """The keys of all files below a folder, in no order; none where there is no folder."""
+    """The keys of all files below a folder, in no order; none where there is no folder.
+
+    Raises:
+        OSError: a folder cannot be read: what is in it must not count as gone.
+    """
     if isinstance(folder, Remote):
         yield from (file.path.removeprefix(folder.path + "/") for file in folder.files())
         return
-    for path, _, files in os.walk(folder):
-        above = os.path.relpath(path, folder)
-        yield from (name if above == "." else f"{above}/{name}" for name in files)
+    waiting = [(folder, "")]
+    while waiting:
+        path, above = waiting.pop()
+        try:
+            entries = patiently(partial(_entries, path))
+        except (FileNotFoundError, NotADirectoryError):  # not there, or gone meanwhile
+            continue
+        for name, is_folder in entries:
+            if is_folder:
+                waiting.append((path / name, f"{above}{name}/"))
+            else:
+                yield above + name
+
+
+def _entries(folder: Path) -> list[tuple[str, bool]]:
+    """Names in a folder, and whether each is a folder; links to folders are left out."""
+    with os.scandir(folder) as found:
+        return [
+            (entry.name, entry.is_dir(follow_symlinks=False))
+            for entry in found
+            if not (entry.is_symlink() and os.path.isdir(entry.path))  # noqa: PTH112  # Path.is_dir raises on loops
+        ]
 
 
 def remove(path: Place) -> None:

@@ -19,10 +19,11 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -30,7 +31,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raydenoise.data import storage
 from raydenoise.data.place import Place
 from raydenoise.pipelines.session import here
+from raydenoise.pipelines.sharing import check_present
 
+Item = TypeVar("Item")
+Done = TypeVar("Done")
+
+LIMIT = 4  # deaths after which a picture is given up, unless told otherwise
 LOOK_SECONDS = 0.5  # between two looks at how long pictures take
 GRACE_SECONDS = 30.0  # a process that could not look for so long beyond the timeout is stuck as a whole
 ANSWER_SECONDS = 120.0  # that a machine may take to prove that it is there; Ray gives a silent one up sooner
@@ -166,16 +172,17 @@ class Watch:
 
     Args:
         attempts: the actor.
-        timeout: seconds that one stage may take for one picture.
+        timeout: seconds that one stage may take for one picture; None for any time.
     """
 
-    def __init__(self, attempts: "ray.actor.ActorHandle", *, timeout: float) -> None:
-        self._attempts, self._timeout = attempts, timeout
+    def __init__(self, attempts: "ray.actor.ActorHandle", *, timeout: float | None) -> None:
+        self._attempts = attempts
         self._process = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex}"
         self._node = ray.get_runtime_context().get_node_id()
         self._nowhere = Path(os.devnull).open("w")  # noqa: SIM115  # as long as the process
         self._running: dict[tuple[str, str], float] = {}
-        threading.Thread(target=self._look_on, daemon=True, name="watch").start()
+        if timeout is not None:
+            threading.Thread(target=self._look_on, args=(timeout,), daemon=True, name="watch").start()
 
     def enter(self, keys: Sequence[str], *, stage: str) -> Verdicts:
         """Ask what is known of the pictures of a block; that may take until a machine answers or is given up."""
@@ -207,15 +214,64 @@ class Watch:
         finally:
             del self._running[key, name]
 
-    def _look_on(self) -> None:
+    def _look_on(self, timeout: float) -> None:
         while True:
             # Where native code keeps the interpreter from running, this thread too, a timer of C ends the process.
-            faulthandler.dump_traceback_later(self._timeout + GRACE_SECONDS, exit=True, file=self._nowhere)
+            faulthandler.dump_traceback_later(timeout + GRACE_SECONDS, exit=True, file=self._nowhere)
             time.sleep(LOOK_SECONDS)
-            late = [place for place, since in list(self._running.items()) if time.monotonic() - since > self._timeout]
+            late = [place for place, since in list(self._running.items()) if time.monotonic() - since > timeout]
             if late:
                 for key, stage in late:
-                    message = f"{stage} took longer than the {self._timeout:g} s of --image-timeout"
+                    message = f"{stage} took longer than the {timeout:g} s of --image-timeout"
                     error = {"error_type": "timeout", "error_message": message}
                     ray.get(self._attempts.give_up.remote(self._process, key, error))
                 os._exit(1)
+
+
+_WATCHES: dict[str, Watch] = {}  # of this process, by job
+
+
+def watching(attempts: "ray.actor.ActorHandle", *, present: Sequence[str], timeout: float | None = None) -> Watch:
+    """This process's watch over its pictures, one a job; the first call looks at the job's files `present` too.
+
+    Raises:
+        RuntimeError: this machine does not see them.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    if job not in _WATCHES:
+        check_present(present)
+        _WATCHES[job] = Watch(attempts, timeout=timeout)
+    return _WATCHES[job]
+
+
+def each(
+    watch: Watch,
+    items: Sequence[Item],
+    step: Callable[[Item], Done],
+    *,
+    key: Callable[[Item], str],
+    stage: str,
+    given_up: Callable[[Item, dict[str, str]], Done],
+    verdicts: Verdicts | None = None,
+) -> Iterator[Done]:
+    """Do a stage of a task's pictures, none beside another: a process that dies then tells which it was.
+
+    Args:
+        watch: of this process.
+        items: the pictures.
+        step: the stage.
+        key: names a picture.
+        stage: its name.
+        given_up: what becomes of a picture whose process died too often, with the columns of its error row.
+        verdicts: what is known of the pictures; asked for where it is None.
+    """
+    known = verdicts or watch.enter([key(item) for item in items], stage=stage)
+    for item in items:
+        name = key(item)
+        if name in known.given_up:
+            yield given_up(item, known.given_up[name])
+            continue
+        watch.begin(name, stage=stage)
+        done = step(item)
+        watch.end(name, stage=stage)  # not behind the yield: who takes it may be slow to ask for the next one
+        yield done

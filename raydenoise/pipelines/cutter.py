@@ -5,7 +5,7 @@ since every choice is a function of (seed, key); a digest of the files proves th
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from raydenoise.data.place import Place
 from raydenoise.data.shards import Patch, write_shard
 from raydenoise.data.storage import read_picture
 from raydenoise.pipelines.stages import described
+
+Cut = list[Patch] | dict[str, str]  # of a piece: its patches, or the columns of its error row
 
 
 class UnusableError(ValueError):
@@ -70,21 +72,34 @@ class Cutter:
             "dtype": str(clean.dtype),
         }
 
-    def write(self, shard: Shard, root: Place) -> dict[str, Any]:
-        """Cut and publish a shard, its patches in random order; returns a row of `schema.WRITTEN`."""
+    def write(self, shard: Shard, root: Place, cuts: Iterable[Cut] | None = None) -> dict[str, Any]:
+        """Publish a shard, its patches in random order; returns a row of `schema.WRITTEN`.
+
+        Args:
+            shard: its pieces.
+            root: the folder of the shards.
+            cuts: what `attempt` makes of each piece; made here where it is None.
+        """
         patches: list[Patch] = []
         failures = []
-        for piece in shard.pieces:
-            try:
-                patches += self.cut(piece)
-            except Exception as error:
-                failures.append({"uri": piece.uri, "key": piece.key, **described(error)})
+        for piece, found in zip(shard.pieces, cuts or map(self.attempt, shard.pieces), strict=True):
+            if isinstance(found, list):
+                patches += found
+            else:
+                failures.append({"uri": piece.uri, "key": piece.key, **found})
         row = {"name": shard.name, "split": shard.split, "pieces": len(shard.pieces), "failures": failures}
         if not patches:
             return {**row, "rows": 0, "bytes": 0}
         order = generator(self.config.seed, "rows", shard.name).permutation(len(patches))
         file = write_shard(root / shard.name, (patches[index] for index in order), split=shard.split)
         return {**row, "rows": file.rows, "bytes": file.bytes}
+
+    def attempt(self, piece: Piece) -> Cut:
+        """Cut the patches of a piece, or say why not."""
+        try:
+            return self.cut(piece)
+        except Exception as error:  # one picture never takes the job along
+            return described(error)
 
     def cut(self, piece: Piece) -> list[Patch]:
         """Cut the patches of a piece.

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,10 @@ from raydenoise.evaluation.sheet import draw_sheet
 from raydenoise.evaluation.summary import summarize, to_markdown
 from raydenoise.fetching import on_disk
 from raydenoise.model.card import Card, check_sigma
+from raydenoise.pipelines.attempts import LIMIT, each, start, watching
 from raydenoise.pipelines.displays import Display
 from raydenoise.pipelines.evaluator import NOISY, Evaluator, Task, classical, network
+from raydenoise.pipelines.parcels import pack, unpack
 from raydenoise.pipelines.process import (
     ModelFiles,
     load_denoiser,
@@ -48,9 +51,12 @@ from raydenoise.pipelines.session import (
     session,
     waiting_for_nodes,
 )
-from raydenoise.pipelines.sharing import check_present, check_shared, local_files
+from raydenoise.pipelines.sharing import check_shared, local_files
 
-BLOCK_BYTES = 4096  # a few rows: they come as they are done
+# A picture's rows are a parcel, and every parcel a block of its own: where Ray does a task again, it goes on behind the
+# blocks that it has, by their number, so that they must not depend on how many bytes a row has.
+BLOCK_BYTES = 1
+STAGE = "evaluate"
 
 Models = dict[str, tuple[ModelFiles, Card] | None]  # by name in the tables; None for a classical method
 
@@ -90,7 +96,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         manifest["ray"] = {"address": address or "local", "plan": asdict(plan)}
         with held(root, free=free, check=check_output) as lease, recorded(root, manifest, allowed=lease.check):
             try:
-                rows = _execute(task, root=root, sources=sources, models=models, plan=plan)
+                attempts = start(LIMIT, agreed=root, known={})
+                rows = _execute(task, root=root, sources=sources, models=models, plan=plan, attempts=attempts)
             except ValueError as error:  # Ray's task errors take the type of their cause: no argument is to blame here
                 raise RuntimeError(str(error)) from error
             facts = {"output": str(root), "seconds": round(time.monotonic() - started, 1)}
@@ -105,15 +112,21 @@ def _read_files(sources: pa.Table) -> list[str]:
 
 
 def evaluate(
-    sources: ray.data.Dataset, *, models: Models, task: Task, plan: Plan, present: list[str]
+    sources: ray.data.Dataset,
+    *,
+    models: Models,
+    task: Task,
+    plan: Plan,
+    attempts: "ray.actor.ActorHandle",
+    present: list[str],
 ) -> ray.data.Dataset:
-    """The pipeline: rows of `schema.EVALUATION_SOURCES` in, rows of `schema.EVALUATED` out."""
+    """The pipeline: rows of `schema.EVALUATION_SOURCES` in, parcels of tables of `schema.EVALUATED` out."""
     pool = ray.data.ActorPoolStrategy(
         min_size=1, max_size=plan.actors, initial_size=plan.initial, max_tasks_in_flight_per_actor=2
     )
     return sources.map_batches(
         EvaluateActor,
-        fn_constructor_args=[ray.put(models), task, None if plan.gpus else plan.cpus, present],
+        fn_constructor_args=[ray.put(models), task, None if plan.gpus else plan.cpus, attempts, present],
         batch_size=plan.rows,
         batch_format="pyarrow",
         compute=pool,
@@ -126,9 +139,14 @@ class EvaluateActor:
     """One process with all models in memory."""
 
     def __init__(
-        self, models: "ray.ObjectRef[Models]", task: Task, threads: int | None, present: Sequence[str]
+        self,
+        models: "ray.ObjectRef[Models]",
+        task: Task,
+        threads: int | None,
+        attempts: "ray.actor.ActorHandle",
+        present: Sequence[str],
     ) -> None:
-        check_present(present)
+        self._watch = watching(attempts, present=present)
         held: Models = ray.get(models)
         config = task.config
         if any(held.values()):
@@ -143,8 +161,16 @@ class EvaluateActor:
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Evaluate pictures one by one."""
-        for source in batch.to_pylist():
-            yield pa.Table.from_pylist(list(self._evaluate(source)), schema=EVALUATED)
+        done = each(
+            self._watch,
+            batch.to_pylist(),
+            lambda source: list(self._evaluate(source)),
+            key=lambda source: str(source["key"]),
+            stage=STAGE,
+            given_up=lambda source, error: [self._evaluate.failed(source, error)],
+        )
+        for rows in done:
+            yield pack(pa.Table.from_pylist(rows, schema=EVALUATED))
 
 
 def list_sources(config: EvaluateConfig) -> tuple[pa.Table, bool]:
@@ -261,13 +287,22 @@ def make_task(config: EvaluateConfig, models: Models, *, paired: bool) -> Task:
     return task
 
 
-def _execute(task: Task, *, root: Place, sources: pa.Table, models: Models, plan: Plan) -> pa.Table:
+def _execute(
+    task: Task,
+    *,
+    root: Place,
+    sources: pa.Table,
+    models: Models,
+    plan: Plan,
+    attempts: "ray.actor.ActorHandle",
+) -> pa.Table:
     """Run the pipeline, publish its rows as they come, and return them all."""
     config = task.config
     configure_data(block_bytes=BLOCK_BYTES, verbose=config.verbose)
     blocks = [sources.slice(first, plan.rows) for first in range(0, len(sources), plan.rows)]
     read = ray.data.from_blocks(blocks)
-    results = evaluate(read, models=models, task=task, plan=plan, present=_read_files(sources))
+    present = _read_files(sources)
+    results = evaluate(read, models=models, task=task, plan=plan, attempts=attempts, present=present)
     writer = RowWriter(root / "results", schema=EVALUATION, now=time.monotonic())
     waiting = partial(waiting_for_nodes, cpus=plan.cpus, gpus=plan.gpus)
     begin = "starting Ray and the models"
@@ -276,7 +311,8 @@ def _execute(task: Task, *, root: Place, sources: pa.Table, models: Models, plan
     failed: set[str] = set()
     with Display(len(sources), doing="evaluating", begin=begin, quiet=config.quiet, waiting=waiting) as display:
         try:
-            for rows in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            blocks = results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+            for rows in chain.from_iterable(map(unpack, blocks)):
                 tables.append(rows)
                 writer.add(rows.select(EVALUATION.names), now=time.monotonic())
                 seen |= set(rows["key"].to_pylist())

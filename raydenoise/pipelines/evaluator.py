@@ -115,7 +115,7 @@ class Evaluator:
 
         A picture that cannot be used becomes one error row, without a method; a method that fails on it one of its own.
         """
-        row = {**{name: source[name] for name in ("uri", "key", "noisy_uri")}, "worker": self._worker}
+        row = self._begun(source)
         try:
             pair = self._read(source, row)
         except Exception as error:  # one picture never takes the job along
@@ -125,6 +125,13 @@ class Evaluator:
             noisy = noised(pair, seed=self._task.config.seed, key=source["key"], sigma=sigma)
             shown = source["shown"] and sigma == self._task.shown
             yield from self._level(pair.clean, noisy, {**row, "sigma": sigma}, shown=shown)
+
+    def failed(self, source: dict[str, Any], error: dict[str, str]) -> dict[str, Any]:
+        """The row of a picture that was given up, without a method; `error` are the columns that say why."""
+        return {**self._begun(source), "status": "error", **error, "finished_at": utc_now()}
+
+    def _begun(self, source: dict[str, Any]) -> dict[str, Any]:
+        return {**{name: source[name] for name in ("uri", "key", "noisy_uri")}, "worker": self._worker}
 
     def _level(
         self, clean: FloatImage, noisy: FloatImage, row: dict[str, Any], *, shown: bool

@@ -23,8 +23,10 @@ from raydenoise.data.manifest import check_empty, recorded, utc_now, versions
 from raydenoise.data.place import Place, place
 from raydenoise.data.schema import FAILURES, PICTURES, SHARDS, SPLITS, SURVEY, WRITTEN
 from raydenoise.data.shards import HEAD, MANIFEST, read_shard
-from raydenoise.pipelines.cutter import Cutter
+from raydenoise.pipelines.attempts import LIMIT, each, start, watching
+from raydenoise.pipelines.cutter import Cut, Cutter
 from raydenoise.pipelines.displays import Display
+from raydenoise.pipelines.parcels import grouped, pack, unpack
 from raydenoise.pipelines.session import (
     cluster_address,
     configure_data,
@@ -34,10 +36,13 @@ from raydenoise.pipelines.session import (
     waiting_for_nodes,
 )
 from raydenoise.pipelines.sharing import check_present, check_shared, local_files
+from raydenoise.pipelines.stages import PARCELS
 from raydenoise.pipelines.summaries import SHOWN_FAILURES
 from raydenoise.report.sheets import patch_sheet
 
-BLOCK_BYTES = 4096  # a few rows: they come as they are done
+# Every parcel is a block of its own: where Ray does a task again, it goes on behind the blocks that it has, by their
+# number, so that they must not depend on how many bytes a row has.
+BLOCK_BYTES = 1
 LISTED = 100  # failures in the manifest; all are in failures.parquet
 
 
@@ -98,11 +103,12 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         check_shared(_read_files(pictures), output=root)
         configure_data(block_bytes=BLOCK_BYTES, verbose=config.verbose)
         with held(root, free=free, check=check_output) as lease:
-            _survey(config, pictures, result)
+            attempts = start(LIMIT, agreed=root, known={})
+            _survey(config, pictures, result, attempts)
             _check_patches(result)
             with recorded(root, manifest, allowed=lease.check):
                 try:
-                    _write(config, lay_out(result.usable, config.split, seed=config.seed), result)
+                    _write(config, lay_out(result.usable, config.split, seed=config.seed), result, attempts)
                     _publish_failures(root, result)
                     _draw_sheets(root, result)
                 finally:
@@ -131,38 +137,73 @@ def _read_files(pictures: pa.Table) -> list[str]:
     return local_files(pictures, "uri", "noisy_uri")
 
 
-def survey(pictures: ray.data.Dataset, *, cutter: Cutter, present: Sequence[str]) -> ray.data.Dataset:
-    """The first pass: pictures in, rows of `schema.SURVEY` out."""
-    kwargs = {"cutter": cutter, "present": present}
+def survey(
+    pictures: ray.data.Dataset, *, cutter: Cutter, attempts: "ray.actor.ActorHandle", present: Sequence[str]
+) -> ray.data.Dataset:
+    """The first pass: pictures in, parcels of rows of `schema.SURVEY` out."""
+    kwargs = {"cutter": cutter, "attempts": attempts, "present": present}
     return pictures.map_batches(survey_batch, fn_kwargs=kwargs, batch_size=None, batch_format="pyarrow", num_cpus=1)
 
 
-def survey_batch(batch: pa.Table, *, cutter: Cutter, present: Sequence[str]) -> Iterator[pa.Table]:
-    """Survey pictures, row by row."""
-    check_present(present)
-    for picture in batch.to_pylist():
-        yield pa.Table.from_pylist([cutter.survey(picture)], schema=SURVEY)
+def survey_batch(
+    batch: pa.Table, *, cutter: Cutter, attempts: "ray.actor.ActorHandle", present: Sequence[str]
+) -> Iterator[pa.Table]:
+    """Survey pictures one by one; an eighth of the task's rows a parcel."""
+    rows = each(
+        watching(attempts, present=present),
+        batch.to_pylist(),
+        cutter.survey,
+        key=lambda picture: str(picture["key"]),
+        stage="survey",
+        given_up=lambda picture, error: {**picture, "status": "error", **error},
+    )
+    for some in grouped(rows, size=-(-len(batch) // PARCELS)):
+        yield pack(pa.Table.from_pylist(some, schema=SURVEY))
 
 
-def write(shards: ray.data.Dataset, *, cutter: Cutter, root: Place) -> ray.data.Dataset:
-    """The second pass: a row of `schema.SHARDS` in, a file on the disk, a row of `schema.WRITTEN` out."""
-    kwargs = {"cutter": cutter, "root": root}
+def write(
+    shards: ray.data.Dataset, *, cutter: Cutter, attempts: "ray.actor.ActorHandle", root: Place
+) -> ray.data.Dataset:
+    """The second pass: a row of `schema.SHARDS` in, a file on the disk, a parcel of `schema.WRITTEN` out."""
+    kwargs = {"cutter": cutter, "attempts": attempts, "root": root}
     return shards.map_batches(write_batch, fn_kwargs=kwargs, batch_size=None, batch_format="pyarrow", num_cpus=1)
 
 
-def write_batch(batch: pa.Table, *, cutter: Cutter, root: Place) -> Iterator[pa.Table]:
+def write_batch(
+    batch: pa.Table, *, cutter: Cutter, attempts: "ray.actor.ActorHandle", root: Place
+) -> Iterator[pa.Table]:
     """Write shards, one at a time."""
     if isinstance(root, Path):
         check_present([str(root / MANIFEST)])  # which the driver wrote before
+    watch = watching(attempts, present=())
     for row in batch.to_pylist():
         shard = Shard(row["name"], row["split"], tuple(Piece(**piece) for piece in row["pieces"]))
-        yield pa.Table.from_pylist([cutter.write(shard, root)], schema=WRITTEN)
+        cuts = each(
+            watch,
+            shard.pieces,
+            cutter.attempt,
+            key=partial(_name, shard),
+            stage="cut",
+            given_up=_why,
+        )
+        yield pack(pa.Table.from_pylist([cutter.write(shard, root, cuts)], schema=WRITTEN))
 
 
-def _survey(config: PrepareConfig, pictures: pa.Table, result: Result) -> None:
+def _name(shard: Shard, piece: Piece) -> str:
+    """Name a piece: other shards may have pieces of its picture as well."""
+    return f"{shard.name}: {piece.key}"
+
+
+def _why(_: Piece, error: dict[str, str]) -> Cut:
+    return error
+
+
+def _survey(config: PrepareConfig, pictures: pa.Table, result: Result, attempts: "ray.actor.ActorHandle") -> None:
     rows = task_rows(len(pictures), workers=max(1, int(ray.cluster_resources().get("CPU", 1))))
     blocks = [pictures.slice(first, rows) for first in range(0, len(pictures), rows)]
-    found = survey(ray.data.from_blocks(blocks), cutter=Cutter(config), present=_read_files(pictures))
+    found = survey(
+        ray.data.from_blocks(blocks), cutter=Cutter(config), attempts=attempts, present=_read_files(pictures)
+    )
     seen = failed = 0
     with _display(config, len(pictures), doing="surveying", begin="starting Ray") as display:
         for row in _rows(found):
@@ -192,9 +233,10 @@ def _check_patches(result: Result) -> None:
     )
 
 
-def _write(config: PrepareConfig, shards: list[Shard], result: Result) -> None:
+def _write(config: PrepareConfig, shards: list[Shard], result: Result, attempts: "ray.actor.ActorHandle") -> None:
     blocks = [pa.Table.from_pylist([asdict(shard)], schema=SHARDS) for shard in shards]
-    found = write(ray.data.from_blocks(blocks), cutter=Cutter(config), root=place(config.output))
+    data = ray.data.from_blocks(blocks)
+    found = write(data, cutter=Cutter(config), attempts=attempts, root=place(config.output))
     pieces = sum(len(shard.pieces) for shard in shards)
     done = failed = 0
     with _display(config, pieces, doing="cutting", begin="reading them again") as display:
@@ -217,7 +259,8 @@ def _write(config: PrepareConfig, shards: list[Shard], result: Result) -> None:
 def _rows(results: ray.data.Dataset) -> Iterator[dict[str, Any]]:
     try:
         for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from batch.to_pylist()
+            for rows in unpack(batch):
+                yield from rows.to_pylist()
     except ValueError as error:  # Ray's task errors take the type of their cause: no argument is to blame here
         raise RuntimeError(str(error)) from error
 

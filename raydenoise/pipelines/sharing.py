@@ -5,6 +5,7 @@ import socket
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def _looked_at(files: Sequence[str]) -> list[tuple[int, int] | None]:
     found: list[tuple[int, int] | None] = []
     for file in files:
         try:
-            status = os.stat(file)  # noqa: PTH116  # the text as it came
+            status = storage.patiently(partial(os.stat, file))
         except OSError:
             found.append(None)
         else:

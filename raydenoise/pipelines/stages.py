@@ -29,15 +29,12 @@ from raydenoise.data.manifest import Output, utc_now
 from raydenoise.data.place import place
 from raydenoise.data.schema import METRICS, metrics_table
 from raydenoise.data.secrets import redacted
-from raydenoise.pipelines.attempts import Verdicts, Watch
+from raydenoise.pipelines.attempts import Verdicts, Watch, each, watching
 from raydenoise.pipelines.parcels import grouped, pack, unpack
 from raydenoise.pipelines.process import ModelFiles, fast_precision, load_denoiser, prepare_tensorflow, worker_name
-from raydenoise.pipelines.sharing import check_present
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
-
-_WATCHES: dict[str, Watch] = {}  # of this process, by job
 
 AHEAD = 2  # pictures read ahead and written behind per actor: hides storage latency, bounds memory
 MESSAGE_LENGTH = 300  # characters of an error message that reach the table
@@ -98,11 +95,7 @@ class Stages:
         Raises:
             RuntimeError: this machine does not see them.
         """
-        job = ray.get_runtime_context().get_job_id()
-        if job not in _WATCHES:
-            check_present(self.present)
-            _WATCHES[job] = Watch(self.attempts, timeout=self.config.image_timeout)
-        return _WATCHES[job]
+        return watching(self.attempts, present=self.present, timeout=self.config.image_timeout)
 
     def waiting(self, source: dict[str, Any]) -> Work:
         """A picture at the beginning of its way."""
@@ -315,18 +308,16 @@ class FusedActor(DenoiseActor):
 def one_by_one(
     stages: Stages, works: Iterable[Work], step: Callable[[Work], Work], *, stage: str, verdicts: Verdicts | None = None
 ) -> Iterator[Work]:
-    """Do one stage of a block's pictures, none beside another: a process that dies then tells which it was."""
-    watch, works = stages.watch(), list(works)
-    known = verdicts or watch.enter([work.source["key"] for work in works], stage=stage)
-    for work in works:
-        key = work.source["key"]
-        if key in known.given_up:
-            yield stages.given_up(work, known.given_up[key])
-            continue
-        watch.begin(key, stage=stage)
-        done = step(work)
-        watch.end(key, stage=stage)  # not behind the yield: who takes it may be slow to ask for the next one
-        yield done
+    """Do one stage of a block's pictures, none beside another: see `attempts.each`."""
+    yield from each(
+        stages.watch(),
+        list(works),
+        step,
+        key=lambda work: str(work.source["key"]),
+        stage=stage,
+        given_up=stages.given_up,
+        verdicts=verdicts,
+    )
 
 
 def packed(watch: Watch, works: list[Work], *, stage: str) -> pa.Table:

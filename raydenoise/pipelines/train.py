@@ -3,9 +3,12 @@
 import json
 import logging
 import os
+import signal
 import tempfile
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import isfinite, nan
@@ -208,7 +211,8 @@ def fit(
         waiting=waiting,
     ):
         try:
-            result = trainer.fit()
+            with _own_interrupts():
+                result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             task.claim.check()  # a checkpoint that is gone may be another job's doing
             raise RuntimeError(f"training failed: {error}; --resume goes on from the last checkpoint") from error
@@ -226,6 +230,19 @@ def fit(
     scored = [entry for entry in known if isfinite(entry[0])]
     best = max(scored, key=lambda entry: entry[0])[1] if scored else result.checkpoint
     return best, news["workers"]
+
+
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Put back how this process takes Ctrl-C: Ray Train's way stays behind its workers, and ends a process with 0."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def work(given: dict[str, Any]) -> None:

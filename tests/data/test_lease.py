@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from raydenoise.data import storage
+from raydenoise.data import lease, storage
 from raydenoise.data.lease import FOLDER, Lease, LeaseLostError, check_free, held, is_alive, newest
 from raydenoise.data.ledger import Commits
 from raydenoise.data.manifest import Output
@@ -241,3 +241,20 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"a file")
     with pytest.raises(ValueError, match=r"^output '.*out' cannot be written to: "):
         held(tmp_path / "out").__enter__()
+
+
+def test_a_process_that_the_system_hides_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    with held(tmp_path, free=check_free(tmp_path)):
+        number, content = newest(tmp_path)
+        with monkeypatch.context() as hidden:
+            hidden.setattr(lease.os, "kill", refuse)
+            hidden.setattr(lease.os, "access", lambda *_: False)
+            hidden.setattr(lease, "_began", lambda _: None)
+            hidden.setattr(lease, "WATCH_SECONDS", 0.01)
+            hidden.setattr(lease, "newest", lambda _: (number, {**content, "beat": "another"}))
+            assert is_alive(tmp_path, number, content)
+            hidden.setattr(lease, "newest", lambda _: (number, content))
+            assert not is_alive(tmp_path, number, content, seconds=0.05)

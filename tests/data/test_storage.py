@@ -428,3 +428,35 @@ def test_a_folder_that_a_slow_disk_fills_again_is_tried_again(tmp_path: Path, mo
     publish(tmp_path / "out" / "a", b"a")
     remove(tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_read_does_not_count_as_empty(closed: Path) -> None:
+    with pytest.raises(PermissionError):
+        list(storage.walk(closed))
+
+
+def test_a_walk_finds_files_and_links_to_files(tmp_path: Path) -> None:
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    for name in ("a", "sub/b"):
+        (tmp_path / "in" / name).write_bytes(b"")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "in" / "a")
+    (tmp_path / "in" / "gone").symlink_to(tmp_path / "nothing")
+    (tmp_path / "in" / "round").symlink_to(tmp_path / "in")
+    assert sorted(storage.walk(tmp_path / "in")) == ["a", "gone", "link", "sub/b"]
+    assert list(storage.walk(tmp_path / "nothing")) == []
+
+
+def test_a_file_that_was_made_though_the_answer_was_lost_is_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = Path.hardlink_to
+
+    def asked_twice(self: Path, target: Path) -> None:
+        link(self, target)
+        link(self, target)
+
+    monkeypatch.setattr(Path, "hardlink_to", asked_twice)
+    storage.create(tmp_path / "a", b"mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    with pytest.raises(FileExistsError):
+        storage.create(tmp_path / "a", b"others")

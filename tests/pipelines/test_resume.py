@@ -377,3 +377,49 @@ def test_pictures_that_kill_or_stall_their_process_become_rows(
     assert failed == {"copy-007.png": "process_died", "copy-009.png": "process_died", "copy-013.png": "timeout"}
     assert pictures(out).keys() == found.keys() - failed.keys()
     assert not (out / ".partial").exists()
+
+
+HURTING_TOO = """
+import os, sys
+import raydenoise.pipelines.session as session
+from raydenoise.config import EvaluateConfig, PrepareConfig
+from raydenoise.pipelines import evaluate, prepare
+
+def hurt():
+    from raydenoise.pipelines import cutter, evaluator
+    decode = cutter.decode
+    def hurting(data, **options):
+        if data.endswith(b"kills"):
+            os.abort()
+        return decode(data, **options)
+    cutter.decode = evaluator.decode = hurting
+
+ray_init = session.ray.init
+session.ray.init = lambda **options: ray_init(**options, runtime_env={"worker_process_setup_hook": hurt})
+verb, source, output = sys.argv[1:]
+if verb == "prepare":
+    prepare.run(PrepareConfig(input=(source,), output=output, patch=16, quiet=True))
+else:
+    evaluate.run(EvaluateConfig(input=source, output=output, models=("median",), sigma=(25.0,), actors=1, quiet=True))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["prepare", "evaluate"])
+def test_pictures_that_kill_their_process_become_rows_of_other_verbs_too(
+    tmp_path: Path, photographs: Path, verb: str
+) -> None:
+    many(photographs, 4)
+    (photographs / "copy-002.png").write_bytes((photographs / "a.png").read_bytes() + b"kills")
+    out = tmp_path / "out"
+    arguments = [sys.executable, "-c", HURTING_TOO, verb, str(photographs), str(out)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=280, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    if verb == "prepare":
+        (failed,) = pq.read_table(out / "failures.parquet").to_pylist()
+        assert json.loads((out / "manifest.json").read_text())["images"] == {"listed": 9, "failed": 1, "skipped": 0}
+    else:
+        found = pq.read_table(out / "results").to_pylist()
+        (failed,) = (row for row in found if row["status"] == "error")
+        assert len({row["key"] for row in found}) == 9
+    assert (failed["key"], failed["error_type"]) == ("copy-002.png", "process_died")
