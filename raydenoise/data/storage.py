@@ -142,8 +142,9 @@ def create(path: Place, data: bytes, *, whole: bool = True) -> None:
         try:
             path.hardlink_to(partial)  # unlike a rename, it fails where the name is taken
         except OSError as error:
-            if isinstance(error, FileExistsError) and path.samefile(partial):
-                return  # the answer to a link that succeeded was lost, and the disk was asked again
+            with suppress(OSError):
+                if path.samefile(partial):
+                    return  # the answer to a link that succeeded was lost, and the disk was asked again
             if whole or error.errno not in NO_LINKS:
                 raise
             _create_open(path, data)

@@ -88,7 +88,7 @@ def rebuilt(
             if layer["class_name"] == "InputLayer":
                 shape = layer["config"].get("batch_shape") or layer["config"].get("batch_input_shape")
                 layer["config"]["batch_shape"] = (None, size, size, shape[-1])
-    _set_precision(config, _POLICY[precision], exact=_last(model))
+    _set_precision(model, config, _POLICY[precision], exact=_last(model))
     if (free_size or size) and "build_input_shape" in config:
         config["build_input_shape"] = (None, size, size, config["build_input_shape"][-1])
     copy = cast(Any, type(model)).from_config(config)
@@ -107,20 +107,24 @@ def layers_of(model: keras.Model) -> Iterator[keras.layers.Layer]:
             yield from layers_of(layer)
 
 
-def _set_precision(config: dict[str, Any], policy: str, *, exact: Collection[str]) -> None:
+def _set_precision(model: keras.Model, config: dict[str, Any], policy: str, *, exact: Collection[str]) -> None:
     """Set the policy of all layers in a network's configuration, of networks in it too, but for exact ones."""
     for layer in config["layers"]:
         inner = layer["config"]
-        as_float32 = inner["name"] in exact or layer["class_name"] == "Rescaling"
-        name = "float32" if as_float32 else policy
+        is_exact = inner["name"] in exact
         if "layers" in inner:
-            _set_precision(inner, name, exact=())
-        elif "dtype" in inner and layer["class_name"] != "InputLayer":
+            within = model.get_layer(inner["name"])
+            _set_precision(within, inner, policy, exact=_last(within) if is_exact else ())
+        elif isinstance(inner.get("dtype"), dict):  # a layer's; those of inputs and operations are theirs
+            name = "float32" if is_exact or layer["class_name"] == "Rescaling" else policy
             inner["dtype"] = {"module": "keras", "class_name": "DTypePolicy", "config": {"name": name}}
 
 
 def _last(model: keras.Model) -> set[str]:
-    """Names of the layers that make the outputs, and of those before them that have no weights."""
+    """Names of the layers that make the outputs, and of those before them that have no weights.
+
+    A network before them, or that is one of them, has last layers of its own.
+    """
     waiting = [tensor._keras_history.operation for tensor in model.outputs]
     found = {operation.name for operation in waiting}
     while waiting:
@@ -129,7 +133,8 @@ def _last(model: keras.Model) -> set[str]:
             continue
         for node in operation._inbound_nodes:
             for before in (tensor._keras_history.operation for tensor in node.input_tensors):
-                if before.name not in found and not getattr(before, "weights", None):
+                passed = isinstance(before, keras.Model) or not getattr(before, "weights", None)
+                if before.name not in found and passed:
                     found.add(before.name)
                     waiting.append(before)
     return found

@@ -2,8 +2,9 @@
 
 Ray tries a block whose process died again, for ever. So every process says which picture it begins and ends to one
 small actor, which outlives it. What a process had begun when it died is suspect: it is done alone next time, so that a
-second death tells which picture it was; after `--attempts` deaths it is given up. A picture that takes longer than
-`--image-timeout` is given up at once, and its process ends itself: nothing else stops native code.
+second death tells which picture it was; after `--attempts` deaths (4 in other verbs than `denoise`) it is given up. A
+picture that takes longer than `--image-timeout` is given up at once, and its process ends itself: nothing else stops
+native code.
 
 In front of a GPU a picture has three stages in three processes. Ray does a stage again where its result went with a
 machine, while a later stage may have the picture in hand: so a process is taken for dead by one of its own stage alone.
@@ -231,7 +232,7 @@ class Watch:
 _WATCHES: dict[str, Watch] = {}  # of this process, by job
 
 
-def watching(attempts: "ray.actor.ActorHandle", *, present: Sequence[str], timeout: float | None = None) -> Watch:
+def watching(attempts: "ray.actor.ActorHandle", *, present: Sequence[str] = (), timeout: float | None = None) -> Watch:
     """This process's watch over its pictures, one a job; the first call looks at the job's files `present` too.
 
     Raises:

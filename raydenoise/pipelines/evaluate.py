@@ -33,7 +33,7 @@ from raydenoise.model.card import Card, check_sigma
 from raydenoise.pipelines.attempts import LIMIT, each, start, watching
 from raydenoise.pipelines.displays import Display
 from raydenoise.pipelines.evaluator import NOISY, Evaluator, Task, classical, network
-from raydenoise.pipelines.parcels import pack, unpack
+from raydenoise.pipelines.parcels import grouped, pack, unpack
 from raydenoise.pipelines.process import (
     ModelFiles,
     load_denoiser,
@@ -52,9 +52,10 @@ from raydenoise.pipelines.session import (
     waiting_for_nodes,
 )
 from raydenoise.pipelines.sharing import check_shared, local_files
+from raydenoise.pipelines.stages import PARCELS
 
-# A picture's rows are a parcel, and every parcel a block of its own: where Ray does a task again, it goes on behind the
-# blocks that it has, by their number, so that they must not depend on how many bytes a row has.
+# Every parcel is a block of its own: where Ray does a task again, it goes on behind the blocks that it has, by their
+# number, so that they must not depend on how many bytes a row has.
 BLOCK_BYTES = 1
 STAGE = "evaluate"
 
@@ -169,8 +170,8 @@ class EvaluateActor:
             stage=STAGE,
             given_up=lambda source, error: [self._evaluate.failed(source, error)],
         )
-        for rows in done:
-            yield pack(pa.Table.from_pylist(rows, schema=EVALUATED))
+        for some in grouped(done, size=-(-len(batch) // PARCELS)):
+            yield pack(pa.Table.from_pylist(list(chain.from_iterable(some)), schema=EVALUATED))
 
 
 def list_sources(config: EvaluateConfig) -> tuple[pa.Table, bool]:

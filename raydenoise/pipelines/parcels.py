@@ -1,4 +1,4 @@
-"""What the stages of the denoising job hand to one another: a block of one row, whatever it holds.
+"""What the stages of a job hand to one another and to the driver: a block of one row, whatever it holds.
 
 Ray Data cuts a task's output at a number of bytes, and keeps statistics of every block in the driver until the job
 ends. A parcel is never cut, so that the job says how many pictures a block has: rows come early, and not as many blocks

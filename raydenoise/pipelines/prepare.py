@@ -108,7 +108,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
             _check_patches(result)
             with recorded(root, manifest, allowed=lease.check):
                 try:
-                    _write(config, lay_out(result.usable, config.split, seed=config.seed), result, attempts)
+                    _write(config, pictures, lay_out(result.usable, config.split, seed=config.seed), result, attempts)
                     _publish_failures(root, result)
                     _draw_sheets(root, result)
                 finally:
@@ -149,8 +149,9 @@ def survey_batch(
     batch: pa.Table, *, cutter: Cutter, attempts: "ray.actor.ActorHandle", present: Sequence[str]
 ) -> Iterator[pa.Table]:
     """Survey pictures one by one; an eighth of the task's rows a parcel."""
+    check_present(present)
     rows = each(
-        watching(attempts, present=present),
+        watching(attempts),
         batch.to_pylist(),
         cutter.survey,
         key=lambda picture: str(picture["key"]),
@@ -162,20 +163,30 @@ def survey_batch(
 
 
 def write(
-    shards: ray.data.Dataset, *, cutter: Cutter, attempts: "ray.actor.ActorHandle", root: Place
+    shards: ray.data.Dataset,
+    *,
+    cutter: Cutter,
+    attempts: "ray.actor.ActorHandle",
+    present: Sequence[str],
+    root: Place,
 ) -> ray.data.Dataset:
     """The second pass: a row of `schema.SHARDS` in, a file on the disk, a parcel of `schema.WRITTEN` out."""
-    kwargs = {"cutter": cutter, "attempts": attempts, "root": root}
+    seen = [str(root / MANIFEST)] if isinstance(root, Path) else []  # which the driver wrote before
+    kwargs = {"cutter": cutter, "attempts": attempts, "present": [*present, *seen], "root": root}
     return shards.map_batches(write_batch, fn_kwargs=kwargs, batch_size=None, batch_format="pyarrow", num_cpus=1)
 
 
 def write_batch(
-    batch: pa.Table, *, cutter: Cutter, attempts: "ray.actor.ActorHandle", root: Place
+    batch: pa.Table,
+    *,
+    cutter: Cutter,
+    attempts: "ray.actor.ActorHandle",
+    present: Sequence[str],
+    root: Place,
 ) -> Iterator[pa.Table]:
     """Write shards, one at a time."""
-    if isinstance(root, Path):
-        check_present([str(root / MANIFEST)])  # which the driver wrote before
-    watch = watching(attempts, present=())
+    check_present(present)
+    watch = watching(attempts)
     for row in batch.to_pylist():
         shard = Shard(row["name"], row["split"], tuple(Piece(**piece) for piece in row["pieces"]))
         cuts = each(
@@ -233,10 +244,21 @@ def _check_patches(result: Result) -> None:
     )
 
 
-def _write(config: PrepareConfig, shards: list[Shard], result: Result, attempts: "ray.actor.ActorHandle") -> None:
+def _write(
+    config: PrepareConfig,
+    pictures: pa.Table,
+    shards: list[Shard],
+    result: Result,
+    attempts: "ray.actor.ActorHandle",
+) -> None:
     blocks = [pa.Table.from_pylist([asdict(shard)], schema=SHARDS) for shard in shards]
-    data = ray.data.from_blocks(blocks)
-    found = write(data, cutter=Cutter(config), attempts=attempts, root=place(config.output))
+    found = write(
+        ray.data.from_blocks(blocks),
+        cutter=Cutter(config),
+        attempts=attempts,
+        present=_read_files(pictures),
+        root=place(config.output),
+    )
     pieces = sum(len(shard.pieces) for shard in shards)
     done = failed = 0
     with _display(config, pieces, doing="cutting", begin="reading them again") as display:

@@ -239,6 +239,8 @@ def _own_interrupts() -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
+        if error.code:  # not Ctrl-C, but SIGTERM: of Ray's driver
+            raise
         raise KeyboardInterrupt from error
     finally:
         if threading.current_thread() is threading.main_thread() and before is not None:

@@ -237,8 +237,11 @@ class MirroredEngine:
             gradients, _ = tf.clip_by_global_norm(gradients, self._recipe.clip_norm)
         self.optimizer.apply(gradients, self.model.trainable_variables)
         if self._statistics:  # of a part of the batch, where the weights are of all of it
-            for variable in self._statistics:
-                variable.assign(_all_reduced(variable.value) / self._strategy.num_replicas_in_sync)
+            placed = [tf.identity(variable.value) for variable in self._statistics]  # see _all_reduced
+            for variable, added in zip(
+                self._statistics, context.all_reduce(tf.distribute.ReduceOp.SUM, placed), strict=True
+            ):
+                variable.assign(added / self._strategy.num_replicas_in_sync)
         return total
 
 

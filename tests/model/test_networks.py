@@ -93,6 +93,29 @@ def test_a_picture_is_not_rounded_where_its_sum_is_clipped_behind() -> None:
     np.testing.assert_array_equal(precision.with_precision(model, "bfloat16")(pixels), pixels)
 
 
+def test_a_network_in_a_network_adds_its_picture_exactly_too() -> None:
+    made = networks.build("resunet", filters=(4, 4), depth=1).model
+    planes = keras.Input((None, None, 4))
+    for outputs in (made(planes), keras.layers.ReLU(max_value=1.0)(made(keras.layers.Rescaling(1.0)(planes)))):
+        half = precision.with_precision(keras.Model(planes, outputs), "bfloat16")
+        pixels = np.random.default_rng(0).random((1, 8, 8, 4), np.float32)
+        np.testing.assert_allclose(half(pixels), pixels[..., :3], atol=1e-7)
+        within = next(layer for layer in half.layers if isinstance(layer, keras.Model))
+        computing = {layer.compute_dtype for layer in within.layers if isinstance(layer, keras.layers.Conv2D)}
+        assert computing == {"bfloat16"}
+
+
+def test_operations_in_a_network_keep_their_types() -> None:
+    pixels = keras.Input((None, None, 3))
+    whole = keras.ops.cast(keras.ops.cast(pixels * 255, "int32"), "float32") / 255
+    inner = keras.Model(pixels, whole, name="network")
+    picture = keras.Input((None, None, 3))
+    outputs = keras.layers.DepthwiseConv2D(1, depthwise_initializer="ones")(inner(picture))
+    half = precision.with_precision(keras.Model(picture, outputs), "bfloat16")
+    values = np.linspace(0, 1, 12, dtype=np.float32).reshape(1, 2, 2, 3)
+    np.testing.assert_allclose(half(values), np.floor(values * 255) / 255, atol=1e-6)
+
+
 def test_networks_in_a_network_are_rebuilt_with_it() -> None:
     model = a_network_with_another()
     model.get_layer("network").trainable = False

@@ -3,7 +3,9 @@
 import json
 import re
 import shlex
+import signal
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from itertools import pairwise
@@ -731,3 +733,17 @@ def test_a_task_reads_and_keeps_a_bounded_number_of_bytes(tmp_path: Path) -> Non
             assert 1 <= steps <= CHUNK_STEPS
             more = (steps + 1) / steps
             assert steps == CHUNK_STEPS or read * more > READ_BYTES or kept * more > KEPT_BYTES
+
+
+@pytest.mark.parametrize(("code", "raised"), [(0, KeyboardInterrupt), (None, KeyboardInterrupt), (15, SystemExit)])
+def test_a_training_is_interrupted_as_other_jobs_are(code: int | None, raised: type[BaseException]) -> None:
+    """Ray Train's way to take Ctrl-C ends the process with 0, and stays; Ray's way to take SIGTERM ends it with 15."""
+
+    def leave() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sys.exit(code)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(raised), train._own_interrupts():
+        leave()
+    assert signal.getsignal(signal.SIGINT) is before
