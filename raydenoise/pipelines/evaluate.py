@@ -97,8 +97,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         manifest["ray"] = {"address": address or "local", "plan": asdict(plan)}
         with held(root, free=free, check=check_output) as lease, recorded(root, manifest, allowed=lease.check):
             try:
-                attempts = start(LIMIT, agreed=root, known={})
-                rows = _execute(task, root=root, sources=sources, models=models, plan=plan, attempts=attempts)
+                rows = _execute(task, root=root, sources=sources, models=models, plan=plan)
             except ValueError as error:  # Ray's task errors take the type of their cause: no argument is to blame here
                 raise RuntimeError(str(error)) from error
             facts = {"output": str(root), "seconds": round(time.monotonic() - started, 1)}
@@ -288,20 +287,13 @@ def make_task(config: EvaluateConfig, models: Models, *, paired: bool) -> Task:
     return task
 
 
-def _execute(
-    task: Task,
-    *,
-    root: Place,
-    sources: pa.Table,
-    models: Models,
-    plan: Plan,
-    attempts: "ray.actor.ActorHandle",
-) -> pa.Table:
+def _execute(task: Task, *, root: Place, sources: pa.Table, models: Models, plan: Plan) -> pa.Table:
     """Run the pipeline, publish its rows as they come, and return them all."""
     config = task.config
     configure_data(block_bytes=BLOCK_BYTES, verbose=config.verbose)
     blocks = [sources.slice(first, plan.rows) for first in range(0, len(sources), plan.rows)]
     read = ray.data.from_blocks(blocks)
+    attempts = start(LIMIT, agreed=root, known={})
     present = _read_files(sources)
     results = evaluate(read, models=models, task=task, plan=plan, attempts=attempts, present=present)
     writer = RowWriter(root / "results", schema=EVALUATION, now=time.monotonic())

@@ -392,7 +392,8 @@ def test_the_notebooks_autoencoder_leaves_its_h5(
 ) -> None:
     options = {"model": "autoencoder", "model_args": {}, "loss": "mse", "learning_rate": 1e-3, "quiet": False}
     run(tmp_path / "run", **options, steps=4, checkpoint_every=4, validate_every=4)
-    first, *_, last = capsys.readouterr().err.splitlines()
+    short, first, *_, last = capsys.readouterr().err.splitlines()
+    assert short.startswith("only 4 steps: the learning rate is reached after 5 steps (--warmup-steps) and ")
     assert first == "training for 4 steps: starting Ray and the workers"
     assert last == "measuring the best checkpoint on the validation and test patches"
     model = keras.models.load_model(tmp_path / "run" / "autoencoder.h5", compile=False)
