@@ -39,10 +39,6 @@ from raydenoise.pipelines.sources import Pictures, check_apart, list_pictures, r
 from raydenoise.pipelines.stages import DenoiseActor, FusedActor, Stages, decode_batch, publish_batch, without_pictures
 from raydenoise.pipelines.summaries import Totals
 
-# Every parcel is a block of its own: rows come as they are done, and where Ray does a task again it goes on behind the
-# blocks that it has, by their number, so that they must not depend on how many bytes a row has.
-BLOCK_BYTES = 1
-
 
 def run(config: DenoiseConfig) -> dict[str, Any]:
     """Denoise what is not denoised yet of a collection and return the summary of all of it.
@@ -133,7 +129,7 @@ class Job:
             RuntimeError: rows were lost, another job took the lease, or a machine that came late does not see a folder.
         """
         config, plan = self.config, self.plan
-        configure_data(block_bytes=BLOCK_BYTES, verbose=config.verbose)
+        configure_data(verbose=config.verbose)
         known = {} if self.ledger.precision is None else {"precision": self.ledger.precision}
         # A folder of its own: workers of a job that was stopped may still propose.
         attempts = start(config.attempts, agreed=self.output.scratch / uuid.uuid4().hex, known=known)

@@ -54,9 +54,6 @@ from raydenoise.pipelines.session import (
 from raydenoise.pipelines.sharing import check_shared, local_files
 from raydenoise.pipelines.stages import PARCELS
 
-# Every parcel is a block of its own: where Ray does a task again, it goes on behind the blocks that it has, by their
-# number, so that they must not depend on how many bytes a row has.
-BLOCK_BYTES = 1
 STAGE = "evaluate"
 
 Models = dict[str, tuple[ModelFiles, Card] | None]  # by name in the tables; None for a classical method
@@ -290,7 +287,7 @@ def make_task(config: EvaluateConfig, models: Models, *, paired: bool) -> Task:
 def _execute(task: Task, *, root: Place, sources: pa.Table, models: Models, plan: Plan) -> pa.Table:
     """Run the pipeline, publish its rows as they come, and return them all."""
     config = task.config
-    configure_data(block_bytes=BLOCK_BYTES, verbose=config.verbose)
+    configure_data(verbose=config.verbose)
     blocks = [sources.slice(first, plan.rows) for first in range(0, len(sources), plan.rows)]
     read = ray.data.from_blocks(blocks)
     attempts = start(LIMIT, agreed=root, known={})

@@ -119,7 +119,7 @@ class Evaluator:
         try:
             pair = self._read(source, row)
         except Exception as error:  # one picture never takes the job along
-            yield {**row, "status": "error", **described(error), "finished_at": utc_now()}
+            yield row | self.failed(source, described(error))
             return
         for sigma in self._task.sigmas or (None,):
             noisy = noised(pair, seed=self._task.config.seed, key=source["key"], sigma=sigma)

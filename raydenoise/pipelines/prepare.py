@@ -40,9 +40,6 @@ from raydenoise.pipelines.stages import PARCELS
 from raydenoise.pipelines.summaries import SHOWN_FAILURES
 from raydenoise.report.sheets import patch_sheet
 
-# Every parcel is a block of its own: where Ray does a task again, it goes on behind the blocks that it has, by their
-# number, so that they must not depend on how many bytes a row has.
-BLOCK_BYTES = 1
 LISTED = 100  # failures in the manifest; all are in failures.parquet
 
 
@@ -101,7 +98,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     }
     with session(address, cpus=cores(), gpus=0, verbose=config.verbose):
         check_shared(_read_files(pictures), output=root)
-        configure_data(block_bytes=BLOCK_BYTES, verbose=config.verbose)
+        configure_data(verbose=config.verbose)
         with held(root, free=free, check=check_output) as lease:
             attempts = start(LIMIT, agreed=root, known={})
             _survey(config, pictures, result, attempts)

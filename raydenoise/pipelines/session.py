@@ -149,17 +149,14 @@ def dashboard_options() -> dict[str, Any]:
     }
 
 
-def configure_data(*, block_bytes: int, verbose: bool) -> None:
-    """Set what Ray Data reads when a dataset is made.
-
-    Args:
-        block_bytes: rows come when they are this much, not at the end of a task.
-        verbose: let it talk.
-    """
+def configure_data(*, verbose: bool) -> None:
+    """Set what Ray Data reads when a dataset is made; with `verbose` it talks."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.target_max_block_size = block_bytes
+    # Bytes: every parcel is a block of its own. Rows come as they are done, and where Ray does a task again it goes on
+    # behind the blocks that it has, by their number, so that they must not depend on how many bytes a row has.
+    context.target_max_block_size = 1
     logging.getLogger("ray.data").setLevel(logging.INFO if verbose else logging.ERROR)
 
 

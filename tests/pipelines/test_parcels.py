@@ -11,7 +11,6 @@ import ray
 
 from raydenoise.data.schema import SOURCES
 from raydenoise.pipelines import stages
-from raydenoise.pipelines.denoise import BLOCK_BYTES
 from raydenoise.pipelines.parcels import grouped, pack, unpack
 from raydenoise.pipelines.session import configure_data
 from raydenoise.pipelines.sources import Found
@@ -150,7 +149,7 @@ def test_what_a_parcel_has_no_room_for_is_done_by_the_gpu_actor(
 def test_ray_makes_one_block_of_each_parcel() -> None:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        configure_data(block_bytes=BLOCK_BYTES, verbose=False)
+        configure_data(verbose=False)
         dataset = Found(pa.Table.from_pylist(sources(100), schema=SOURCES)).dataset(rows=40)
         blocks = list(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         assert [[len(task) for task in unpack(block)] for block in blocks] == [[40], [40], [20]]
